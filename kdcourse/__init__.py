@@ -1,0 +1,1 @@
+"""Knowledge distillation, by doing: the package behind the course."""
