@@ -144,4 +144,5 @@ def hard_target_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
     """
     check_labels(labels, student_logits)
     require(labels.numel() > 0, f"labels must not be empty, got {list(labels.shape)}")
-    return F.cross_entropy(widen(student_logits).flatten(0, -2), labels.flatten())
+    logits = widen(student_logits).reshape(-1, student_logits.shape[-1])
+    return F.cross_entropy(logits, labels.reshape(-1))
