@@ -1,0 +1,114 @@
+"""Claims: a sentence of the text, tied to the numbers that make it true."""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from ._checks import require
+
+FEWEST_SEEDS = 5
+
+
+class Interval(NamedTuple):
+    """A mean and its 95 % confidence interval over `n` seeds."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        if self.n < 2:
+            return f"{self.mean:+.1f} (n = {self.n})"
+        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
+
+class ClaimError(AssertionError):
+    """A sentence in the text is no longer true."""
+
+
+def interval(values: Iterable[float]) -> Interval:
+    """Mean and 95 % interval from Student's t distribution.
+
+    Args:
+        values: one number a seed. With a single one the interval is unbounded.
+
+    Raises:
+        ValueError: for no values, or values that are not finite.
+
+    Example:
+        >>> print(interval([1.0, 2.0, 3.0]))
+        +2.0 [-0.5, +4.5]
+    """
+    numbers = np.asarray(list(values), dtype=float)
+    require(
+        numbers.size > 0 and bool(np.isfinite(numbers).all()),
+        f"values must be finite numbers, at least one, got {numbers.tolist()}",
+    )
+    mean, n = float(numbers.mean()), numbers.size
+    if n == 1:
+        return Interval(mean, -math.inf, math.inf, 1)
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(n - 1, 0.975) * numbers.std(ddof=1) / math.sqrt(n))
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def claim(
+    sentence: str,
+    differences: Iterable[float],
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    within: float | None = None,
+    unit: str = "points",
+) -> Interval:
+    """Check a sentence of the text against its numbers; fail the notebook if it is not true.
+
+    The sentence holds if the *whole* 95 % interval does what it says. Below five seeds nothing is
+    judged.
+
+    Args:
+        sentence: what the text says.
+        differences: one number a seed, usually paired differences.
+        at_least: the interval must lie at or above this.
+        at_most: the interval must lie at or below this.
+        within: the interval must lie inside ± this: no difference of a size that matters.
+        unit: of the differences, for the printed line.
+
+    Returns:
+        The interval.
+
+    Raises:
+        ClaimError: if the sentence does not hold.
+        ValueError: unless exactly one of the three bounds is given.
+
+    Example:
+        >>> _ = claim("Practice helps.", [4.0, 5.0, 6.0, 5.0, 5.0], at_least=2)
+        Holds: Practice helps.
+          effect +5.0 [+4.1, +5.9] points over 5 seeds; the claim needs at least +2
+    """
+    bounds = {"at least": at_least, "at most": at_most, "within ±": within}
+    given = [(words, bound) for words, bound in bounds.items() if bound is not None]
+    require(
+        len(given) == 1,
+        f"claim needs exactly one of at_least, at_most and within, got {len(given)} of them",
+    )
+    words, bound = given[0]
+    effect = interval(differences)
+    holds = {
+        "at least": effect.low >= bound,
+        "at most": effect.high <= bound,
+        "within ±": -bound <= effect.low and effect.high <= bound,
+    }[words]
+    needs = f"within ±{bound:g}" if within is not None else f"{words} {bound:+g}"
+    detail = f"effect {effect} {unit} over {effect.n} seeds; the claim needs {needs}"
+    if effect.n < FEWEST_SEEDS:
+        print(f"Not judged, too few seeds to judge: {sentence}\n  {detail}")
+    elif holds:
+        print(f"Holds: {sentence}\n  {detail}")
+    else:
+        raise ClaimError(f"no longer true: {sentence}\n  {detail}")
+    return effect

@@ -1,0 +1,177 @@
+"""Experiments: every configuration over several seeds, in parallel, as one tidy table."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ._checks import require
+from .claims import interval
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+Row = dict[str, Any]
+
+
+def run(
+    function: Callable[..., Mapping[str, Any] | Sequence[Mapping[str, Any]]],
+    configurations: Mapping[str, Mapping[str, Any]],
+    seeds: int | Iterable[int],
+    *,
+    jobs: int | None = None,
+    resume: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> "pd.DataFrame":
+    """Call `function(seed=seed, **settings)` for every configuration and seed.
+
+    Runs go to separate processes with one PyTorch thread each, so results do not depend on how
+    many run at once.
+
+    Args:
+        function: returns one row, a dict of column to value, or a list of rows.
+        configurations: name → keyword arguments of the function.
+        seeds: a number of seeds (0, 1, ...), or the seeds themselves.
+        jobs: processes at a time; the number of cores unless told.
+        resume: a file to which every finished run is added at once; runs found in it are not
+            repeated. Rows must then be plain JSON values.
+        progress: show a progress bar.
+
+    Returns:
+        A table with the columns `configuration` and `seed` and those the function returned, in the
+        order of the configurations and seeds.
+
+    Raises:
+        RuntimeError: names the configuration and the seed of a run that failed.
+
+    Example:
+        >>> table = run(lambda seed, slope: {"y": slope * seed}, {"steep": {"slope": 3}}, [2], jobs=1)
+        >>> table.to_dict("records")
+        [{'configuration': 'steep', 'seed': 2, 'y': 6}]
+    """
+    import joblib
+    import pandas as pd
+    from tqdm.auto import tqdm
+
+    seeds = list(range(seeds) if isinstance(seeds, int) else seeds)
+    require(bool(seeds), "seeds must name at least one seed, got none")
+    require(bool(configurations), "configurations must hold at least one, got none")
+    tasks = [(name, seed) for name in configurations for seed in seeds]
+    store = _Store(resume, configurations)
+    finished = store.read()
+    todo = [task for task in tasks if task not in finished]
+    jobs = min(jobs or joblib.cpu_count(), max(len(todo), 1))
+    with joblib.parallel_config(backend="loky", n_jobs=jobs, inner_max_num_threads=1):
+        results = joblib.Parallel(return_as="generator_unordered")(
+            joblib.delayed(_run_one)(function, name, seed, dict(configurations[name]))
+            for name, seed in todo
+        )
+        bar = tqdm(results, total=len(todo), desc="runs", leave=False, disable=not progress)
+        for task, rows in bar:
+            finished[task] = rows
+            store.add(task, rows)
+    return pd.DataFrame([row for task in tasks for row in finished[task]])
+
+
+def _run_one(
+    function: Callable, name: str, seed: int, settings: dict[str, Any]
+) -> tuple[tuple[str, int], list[Row]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        result = function(seed=seed, **settings)
+    except Exception as error:
+        raise RuntimeError(f"configuration {name!r} failed with seed {seed}: {error!r}") from error
+    finally:
+        torch.set_num_threads(threads)
+    rows = [result] if isinstance(result, Mapping) else list(result)
+    return (name, seed), [{"configuration": name, "seed": seed, **row} for row in rows]
+
+
+class _Store:
+    """Finished runs in a file, one line each; a line torn by a crash is run again."""
+
+    def __init__(
+        self, path: str | os.PathLike | None, configurations: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.settings = {
+            name: json.loads(json.dumps(dict(settings), default=repr))
+            for name, settings in configurations.items()
+        }
+
+    def read(self) -> dict[tuple[str, int], list[Row]]:
+        finished: dict[tuple[str, int], list[Row]] = {}
+        if self.path is None or not self.path.exists():
+            return finished
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if self.settings.get(entry["configuration"]) == entry["settings"]:
+                finished[entry["configuration"], entry["seed"]] = entry["rows"]
+        return finished
+
+    def add(self, task: tuple[str, int], rows: list[Row]) -> None:
+        if self.path is None:
+            return
+        name, seed = task
+        entry = {"configuration": name, "seed": seed, "settings": self.settings[name], "rows": rows}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            # A torn last line has no line end: start a new one.
+            file.write("\n" + json.dumps(entry) + "\n")
+
+
+def summarize(
+    table: "pd.DataFrame", value: str, by: str | list[str] = "configuration"
+) -> "pd.DataFrame":
+    """Mean, standard deviation, 95 % interval and number of seeds of each group.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"configuration": ["a", "a"], "seed": [0, 1], "y": [1.0, 3.0]})
+        >>> summarize(table, "y").round(1).to_dict("index")
+        {'a': {'mean': 2.0, 'sd': 1.4, 'low': -10.7, 'high': 14.7, 'n': 2}}
+    """
+    import pandas as pd
+
+    groups = table.groupby(by, sort=False)[value]
+    rows = {key: {**interval(group)._asdict(), "sd": group.std()} for key, group in groups}
+    frame = pd.DataFrame.from_dict(rows, orient="index")[["mean", "sd", "low", "high", "n"]]
+    frame.index.names = [by] if isinstance(by, str) else by
+    return frame
+
+
+def paired(table: "pd.DataFrame", value: str, treatment: str, control: str) -> "np.ndarray":
+    """Treatment minus control for every seed.
+
+    Raises:
+        ValueError: unless both configurations have exactly one row for the same seeds.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame(
+        ...     {"configuration": ["a", "b"] * 2, "seed": [0, 0, 1, 1], "y": [1.0, 3.0, 2.0, 5.0]}
+        ... )
+        >>> paired(table, "y", "b", "a").tolist()
+        [2.0, 3.0]
+    """
+    sides = []
+    for name in (treatment, control):
+        side = table[table["configuration"] == name].set_index("seed")[value].sort_index()
+        known = ", ".join(table["configuration"].unique())
+        require(not side.empty, f"no configuration {name!r} in the table, it has: {known}")
+        require(side.index.is_unique, f"{name!r} must have one row a seed, it has several")
+        sides.append(side)
+    require(
+        sides[0].index.equals(sides[1].index),
+        f"{treatment!r} and {control!r} must have the same seeds, got "
+        f"{list(sides[0].index)} and {list(sides[1].index)}",
+    )
+    return (sides[0] - sides[1]).to_numpy()
