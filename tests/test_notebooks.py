@@ -1,0 +1,250 @@
+"""Sources → notebooks: deterministic, complete, and in step with what is committed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kdcourse import notebooks
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "book" / "sources").rglob("*.md"))
+
+CHAPTER = """\
+---
+kernelspec: {name: other, display_name: Other}
+---
+# A title
+
+Text at {{repository}}, release {{tag}}.
+
+```{code-cell} ipython3
+:tags: [parameters]
+seeds = 5
+```
+
+## Again & again
+
+```{code-cell} ipython3
+:tags: [hide-input]
+f"{{seeds}}"
+```
+
++++
+
+## Again & again
+
+```{code-cell} ipython3
+:id: chosen
+!ls
+```
+"""
+
+EXERCISE = """\
+---
+grading: {timeout: 60}
+---
+# An exercise
+
+```{code-cell} ipython3
+:id: parameters
+:tags: [parameters]
+seeds = 2
+```
+
+```{code-cell} ipython3
+:id: answer
+def double(x):
+    \"\"\"Twice x.\"\"\"
+    # BEGIN SOLUTION
+    y = x
+    return x + y
+    # END SOLUTION
+
+
+# BEGIN SOLUTION: best = None
+best = double(2)
+# END SOLUTION
+print(best)
+```
+
+```{code-cell} ipython3
+:id: probe-double
+:tags: [probe]
+:grading: {part: double, points: 2}
+answer("secret", double(3))
+```
+
+```{code-cell} ipython3
+:id: judge
+:tags: [key]
+reference = 6
+```
+"""
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A small repository with one chapter and one exercise."""
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nversion = "1.2.3"\n[project.urls]\nRepository = "https://example.org/course"\n'
+    )
+    exercises = tmp_path / "book" / "sources" / "exercises"
+    exercises.mkdir(parents=True)
+    (tmp_path / "book" / "sources" / "chapter.md").write_text(CHAPTER)
+    (exercises / "double.md").write_text(EXERCISE)
+    return tmp_path
+
+
+def load(path):
+    return json.loads(path.read_text())
+
+
+def test_committed_notebooks_follow_their_sources():
+    drifted = notebooks.write_notebooks(ROOT, check=True)
+    assert not drifted, f"run `make notebooks`: {[str(path) for path in drifted]}"
+
+
+def test_generated_notebooks_hold_no_output_and_nothing_private():
+    for source in SOURCES:
+        for cell in json.loads(notebooks.render(source))["cells"]:
+            assert not cell.get("outputs")
+            assert not notebooks.PRIVATE_TAGS & set(cell["metadata"].get("tags", []))
+            assert "BEGIN SOLUTION" not in "".join(cell["source"])
+
+
+def test_a_chapter_is_written_once_and_to_the_same_bytes(repository):
+    assert len(notebooks.write_notebooks(repository)) == 2
+    target = repository / "book" / "chapter.ipynb"
+    first = target.read_bytes()
+    assert notebooks.write_notebooks(repository) == []
+    target.unlink()
+    assert notebooks.write_notebooks(repository) == [target]
+    assert target.read_bytes() == first
+
+
+def test_kernel_ids_tags_and_placeholders(repository):
+    notebooks.write_notebooks(repository)
+    notebook = load(repository / "book" / "chapter.ipynb")
+    assert notebook["metadata"] == notebooks._METADATA
+    assert [cell["id"] for cell in notebook["cells"]] == [
+        "a-title-1",
+        "a-title-2",
+        "again-again-1",
+        "again-again-2",
+        "again-again-3",
+        "chosen",
+    ]
+    assert notebook["cells"][1]["metadata"]["tags"] == ["parameters"]
+    assert notebook["cells"][3]["source"] == ['f"{{seeds}}"']
+    text = "".join(notebook["cells"][0]["source"])
+    assert "https://example.org/course, release v1.2.3." in text
+
+
+def test_the_setup_cell_names_repository_and_tag(repository):
+    text = notebooks.fill_placeholders("{{setup}}", repository)
+    assert '"kdcourse @ git+https://example.org/course@v1.2.3"' in text
+    assert "import kdcourse" in text
+
+
+def test_check_mode_reports_drift_and_writes_nothing(repository, capsys):
+    arguments = ["--root", str(repository)]
+    assert notebooks.main([*arguments, "--check"]) == 1
+    assert not (repository / "book" / "chapter.ipynb").exists()
+    assert notebooks.main(arguments) == 0
+    assert notebooks.main([*arguments, "--check"]) == 0
+    capsys.readouterr()
+    (repository / "book" / "chapter.ipynb").write_text("{}")
+    assert notebooks.main([*arguments, "--check"]) == 1
+    assert "chapter.ipynb" in capsys.readouterr().out
+
+
+def test_the_student_gets_stubs_and_nothing_private(repository):
+    notebooks.write_notebooks(repository)
+    text = (repository / "book" / "exercises" / "double.ipynb").read_text()
+    for secret in ("secret", "reference", "x + y", "SOLUTION", "grading", "points"):
+        assert secret not in text
+    cells = json.loads(text)["cells"]
+    assert [cell["id"] for cell in cells] == ["an-exercise-1", "parameters", "answer"]
+    assert cells[2]["metadata"] == {"deletable": False, "id": "answer"}
+    assert "".join(cells[2]["source"]).split("\n") == [
+        "def double(x):",
+        '    """Twice x."""',
+        "    # Your code here.",
+        '    raise NotImplementedError("not answered yet")',
+        "",
+        "",
+        "# Your code here.",
+        "best = None",
+        "print(best)",
+    ]
+
+
+def test_the_solution_version_is_the_students_with_solutions(repository):
+    master = notebooks.read_source(repository / "book" / "sources" / "exercises" / "double.md")
+    before = json.dumps(master)
+    student, solution = notebooks.student_version(master), notebooks.solution_version(master)
+    assert json.dumps(master) == before
+    assert [cell.id for cell in student.cells] == [cell.id for cell in solution.cells]
+    assert "return x + y" in solution.cells[2].source
+    assert "SOLUTION" not in solution.cells[2].source
+    assert [notebooks.is_answer(cell) for cell in master.cells] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (":tags: [parameters]", ":tags: [other]", "exactly one cell tagged 'parameters', got 0"),
+        (":id: answer\n", "", "no id: 'def double"),
+        (":id: answer", ":id: parameters", "'parameters' is repeated"),
+        (":id: answer", ":id: an answer", "not a plain name"),
+        ("    # END SOLUTION", "", "do not pair up"),
+        ("# END SOLUTION\nprint", "print", "without END SOLUTION"),
+    ],
+)
+def test_a_faulty_master_is_refused(repository, old, new, message):
+    source = repository / "book" / "sources" / "exercises" / "double.md"
+    assert old in EXERCISE
+    source.write_text(EXERCISE.replace(old, new, 1))
+    with pytest.raises(ValueError, match=message):
+        notebooks.write_notebooks(repository)
+
+
+class Sample:
+    """Documented."""
+
+    # A comment that stays.
+    value = 1
+
+    def method(self):
+        """Only a docstring."""
+
+    def other(self):
+        """A docstring.
+
+        With more lines.
+        """
+        return "\n"  # kept
+
+
+def test_source_text_drops_docstrings_and_keeps_the_rest():
+    assert notebooks.source_text(Sample) == (
+        "class Sample:\n    # A comment that stays.\n    value = 1\n\n"
+        "    def method(self):\n        ...\n\n"
+        '    def other(self):\n        return "\\n"  # kept'
+    )
+    assert "With more lines." in notebooks.source_text(Sample, docstring=True)
+
+
+def test_show_source_displays_highlighted_markdown(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    notebooks.show_source(Sample, notebooks.tags)
+    assert shown[0].data.startswith("```python\nclass Sample:")
+    assert "\n\ndef tags(cell: Any)" in shown[0].data
