@@ -49,7 +49,8 @@ def run(
         RuntimeError: names the configuration and the seed of a run that failed.
 
     Example:
-        >>> table = run(lambda seed, slope: {"y": slope * seed}, {"steep": {"slope": 3}}, [2], jobs=1)
+        >>> steep = {"steep": {"slope": 3}}
+        >>> table = run(lambda seed, slope: {"y": slope * seed}, steep, seeds=[2], jobs=1)
         >>> table.to_dict("records")
         [{'configuration': 'steep', 'seed': 2, 'y': 6}]
     """
