@@ -1,0 +1,49 @@
+// Small repairs that every page needs in the browser: landmarks and names for assistive
+// technology that the theme and the widgets leave out, and a stand-in for MathJax 2.
+
+document.addEventListener("DOMContentLoaded", () => {
+  // Landmarks, so that all content lies inside one.
+  const landmarks = [
+    [".bd-sidebar-primary", "navigation", "Book"],
+    [".bd-sidebar-secondary", "complementary", "Contents of this page"],
+    ["#pst-skip-link", "region", "Skip link"],
+  ];
+  for (const [selector, role, label] of landmarks) {
+    for (const element of document.querySelectorAll(selector)) {
+      element.setAttribute("role", role);
+      element.setAttribute("aria-label", label);
+    }
+  }
+
+  // Wide code, tables and formulas scroll inside their box: let the keyboard scroll them too.
+  for (const box of document.querySelectorAll("div.highlight pre, .cell_output pre")) {
+    box.tabIndex = 0;
+  }
+
+  // ipywidgets 8 asks MathJax 2's queue to typeset its labels; MathJax 3 has no queue.
+  if (window.MathJax && !window.MathJax.Hub) {
+    window.MathJax.Hub = {
+      Queue: ([, , element]) => window.MathJax.typesetPromise?.([element]),
+    };
+  }
+
+  nameWidgets(document);
+  new MutationObserver((changes) => {
+    for (const change of changes) {
+      for (const node of change.addedNodes) {
+        if (node.nodeType === Node.ELEMENT_NODE) nameWidgets(node);
+      }
+    }
+  }).observe(document.body, { childList: true, subtree: true });
+});
+
+// Give the slider handles and images of a widget the names that ipywidgets does not give them.
+function nameWidgets(root) {
+  for (const handle of root.querySelectorAll(".noUi-handle:not([aria-label])")) {
+    const label = handle.closest(".widget-slider")?.querySelector(".widget-label");
+    handle.setAttribute("aria-label", label?.textContent.trim() || "Slider");
+  }
+  for (const image of root.querySelectorAll("img.widget-image:not([alt])")) {
+    image.alt = "Figure chosen by the slider above";
+  }
+}
