@@ -35,6 +35,20 @@ def widen(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def unit(tensor: Tensor, dim: int = -1) -> Tensor:
+    """Divide by the L2 norm along `dim`; a zero row stays zero and gets zero gradient.
+
+    Dividing by `norm + eps` instead would give a zero row a gradient of the size of `1 / eps`.
+
+    >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    norm = torch.linalg.vector_norm(tensor, dim=dim, keepdim=True)
+    positive = norm > torch.finfo(tensor.dtype).tiny ** 0.5
+    return tensor * torch.where(positive, 1 / torch.where(positive, norm, 1), 0)
+
+
 def check_floating(name: str, tensor: Any) -> None:
     """`tensor` must be a floating-point tensor."""
     require(
@@ -76,6 +90,35 @@ def check_same_shape(
         student.dim() >= min_dims and student.numel() > 0,
         f"{names[0]} and {names[1]} must be non-empty with at least {min_dims} dimension(s), "
         f"got {shape(student)}",
+    )
+    return student, teacher
+
+
+def check_same_batch(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    names: tuple[str, str] = ("student", "teacher"),
+    min_dims: int = 2,
+    minimum: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """A widened, non-empty pair of the same `minimum` or more examples; widths may differ.
+
+    >>> check_same_batch(torch.zeros(4, 3), torch.zeros(5, 3))
+    Traceback (most recent call last):
+    ValueError: student and teacher must have the same batch size, got [4, 3] and [5, 3]
+    """
+    student, teacher = check_pair(student, teacher, names=names)
+    for name, tensor in zip(names, (student, teacher), strict=True):
+        require(
+            tensor.dim() >= min_dims and (tensor.numel() > 0 or len(tensor) == 0),
+            f"{name} must be non-empty with at least {min_dims} dimension(s), got {shape(tensor)}",
+        )
+        check_batch(tensor, name=name, minimum=minimum)
+    require(
+        len(student) == len(teacher),
+        f"{names[0]} and {names[1]} must have the same batch size, "
+        f"got {shape(student)} and {shape(teacher)}",
     )
     return student, teacher
 
@@ -146,4 +189,17 @@ def check_weight(name: str, value: float, *, low: float = 0.0, high: float = mat
     require(
         isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high,
         f"{name} must be {limits}, got {value!r}",
+    )
+
+
+def check_count(name: str, value: int, *, minimum: int = 1) -> None:
+    """A count (of channels, examples, rows) is a whole number of at least `minimum`.
+
+    >>> check_count("num_negatives", 0)
+    Traceback (most recent call last):
+    ValueError: num_negatives must be a whole number of at least 1, got 0
+    """
+    require(
+        isinstance(value, int) and not isinstance(value, bool) and value >= minimum,
+        f"{name} must be a whole number of at least {minimum}, got {value!r}",
     )
