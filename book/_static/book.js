@@ -1,20 +1,7 @@
-// Small repairs that every page needs in the browser: landmarks and names for assistive
-// technology that the theme and the widgets leave out, and a stand-in for MathJax 2.
+// Small repairs that every page needs in the browser: names for assistive technology that the
+// widgets leave out, and a stand-in for MathJax 2. Landmarks are in _templates/layout.html.
 
 document.addEventListener("DOMContentLoaded", () => {
-  // Landmarks, so that all content lies inside one.
-  const landmarks = [
-    [".bd-sidebar-primary", "navigation", "Book"],
-    [".bd-sidebar-secondary", "complementary", "Contents of this page"],
-    ["#pst-skip-link", "region", "Skip link"],
-  ];
-  for (const [selector, role, label] of landmarks) {
-    for (const element of document.querySelectorAll(selector)) {
-      element.setAttribute("role", role);
-      element.setAttribute("aria-label", label);
-    }
-  }
-
   // Wide code, tables and formulas scroll inside their box: let the keyboard scroll them too.
   for (const box of document.querySelectorAll("div.highlight pre, .cell_output pre")) {
     box.tabIndex = 0;

@@ -1,0 +1,57 @@
+# Every target works on a bare clone: what is missing in .venv is installed first.
+PYTHON ?=
+PORT ?= 8000
+PY = .venv/bin/python
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest
+
+.PHONY: help book test unit-tests notebook-tests site-tests lint bench notebooks teachers serve clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
+
+book: .venv/.installed-book ## Build the book: runs every notebook, any warning is an error
+	$(PY) book/assets/fetch.py
+	@# After a failure the pages read so far are forgotten: their warnings must come again.
+	.venv/bin/jupyter-book build . -W -n --keep-going || { rm -rf _build/.doctrees; exit 1; }
+	@echo "The book is built. Open in a browser:"
+	@echo "$(CURDIR)/_build/html/index.html"
+
+test: .venv/.installed-dev ## Check everything: style, types, tests, notebooks, book, pages
+	$(PY) tests/programs.py
+	@$(MAKE) --no-print-directory lint unit-tests book notebook-tests site-tests
+
+unit-tests: .venv/.installed-dev ## Only the tests of the package and the grader, and the doctests
+	$(PYTEST) -n 2 --ignore tests/test_site.py
+
+notebook-tests: .venv/.installed-dev ## Only the notebooks, each run from top to bottom
+	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	    -n 2 --dist loadfile book/*.ipynb book/exercises/*.ipynb
+
+site-tests: .venv/.installed-dev ## Only the built pages, in a headless browser
+	$(PYTEST) tests/test_site.py
+
+lint: .venv/.installed-dev ## Check style and types, and that the notebooks match their sources
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m kdcourse.notebooks --check
+
+bench: .venv/.installed-dev ## Time the losses and the training step
+	$(PYTEST) tests/benchmarks --benchmark-only
+
+notebooks: .venv/.installed-book ## Write the notebooks from book/sources
+	$(PY) -m kdcourse.notebooks
+
+teachers: .venv/.installed-book ## Train the teachers that ship with the package again
+	$(PY) -m kdcourse.models
+
+serve: book ## Build the book and serve it at http://localhost:8000 (PORT=... for another port)
+	$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+clean: ## Remove everything that was built; .venv stays
+	rm -rf _build book/_static/vendor dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+.venv/.installed-%: pyproject.toml .ci/constraints.txt .ci/install
+	@PYTHON="$(PYTHON)" sh .ci/install $*
