@@ -49,6 +49,17 @@ def unit(tensor: Tensor, dim: int = -1) -> Tensor:
     return tensor * torch.where(positive, 1 / torch.where(positive, norm, 1), 0)
 
 
+def inner_products(left: Tensor, right: Tensor) -> Tensor:
+    """All inner products of the rows of `left` and `right`, in full precision under autocast too.
+
+    >>> inner_products(torch.eye(2), torch.tensor([[1.0, 2.0]]))
+    tensor([[1.],
+            [2.]])
+    """
+    with torch.autocast(left.device.type, enabled=False):
+        return left @ right.mT
+
+
 def check_floating(name: str, tensor: Any) -> None:
     """`tensor` must be a floating-point tensor."""
     require(
