@@ -1,5 +1,9 @@
 // Small repairs that every page needs in the browser: names for assistive technology that the
-// widgets leave out, and a stand-in for MathJax 2. Landmarks are in _templates/layout.html.
+// widgets leave out, a stand-in for MathJax 2, and a search that works from disk. Landmarks are
+// in _templates/layout.html.
+
+// A page read from disk may not fetch others, so the search cannot quote them.
+if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 
 document.addEventListener("DOMContentLoaded", () => {
   // Wide code, tables and formulas scroll inside their box: let the keyboard scroll them too.
@@ -29,6 +33,9 @@ function nameWidgets(root) {
   for (const handle of root.querySelectorAll(".noUi-handle:not([aria-label])")) {
     const label = handle.closest(".widget-slider")?.querySelector(".widget-label");
     handle.setAttribute("aria-label", label?.textContent.trim() || "Slider");
+  }
+  for (const readout of root.querySelectorAll(".widget-slider .widget-readout")) {
+    readout.setAttribute("aria-live", "polite");
   }
   for (const image of root.querySelectorAll("img.widget-image:not([alt])")) {
     image.alt = "Figure chosen by the slider above";

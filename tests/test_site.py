@@ -1,0 +1,274 @@
+"""The built book as a reader meets it: every page in headless Chromium, served and from disk."""
+
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from programs import launch_chromium
+
+ROOT = Path(__file__).resolve().parents[1]
+SITE = ROOT / "_build" / "html"
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+
+
+def pages_of(entry: dict) -> list[str]:
+    """The pages that a part of the table of contents names, in order."""
+    own = [entry[key] for key in ("root", "file") if key in entry]
+    inner = [child for key in ("parts", "chapters", "sections") for child in entry.get(key, [])]
+    return own + [page for child in inner for page in pages_of(child)]
+
+
+PAGES = pages_of(TOC)
+NOTEBOOKS = [page for page in PAGES if (ROOT / f"{page}.ipynb").is_file()]
+
+
+def is_stale() -> bool:
+    """Whether a source is newer than the built book."""
+    index = SITE / "searchindex.js"
+    if not index.is_file():
+        return True
+    sources = [ROOT / "_config.yml", ROOT / "_toc.yml", *(ROOT / "kdcourse").rglob("*.py")]
+    sources += [path for path in (ROOT / "book").rglob("*") if "vendor" not in path.parts]
+    newest = max(path.stat().st_mtime for path in sources if path.is_file())
+    return newest > index.stat().st_mtime
+
+
+@pytest.fixture(scope="session")
+def site() -> Path:
+    """The book's folder; built here only when that has not happened since the last change."""
+    if is_stale():
+        builder = Path(sys.executable).with_name("jupyter-book")
+        subprocess.run([sys.executable, ROOT / "book/assets/fetch.py"], check=True)
+        subprocess.run([builder, "build", ROOT, "-W", "-n", "--keep-going"], check=True)
+    return SITE
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="session")
+def address(site: Path) -> Iterator[str]:
+    """Where the book is served."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(site)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = launch_chromium(playwright)
+        yield chromium
+        chromium.close()
+
+
+@dataclass
+class Opened:
+    """A page in the browser, with everything it asked for and complained about."""
+
+    name: str
+    page: Page
+    requests: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def open_page(browser: Browser, url: str, name: str) -> Opened:
+    """Open one page, listening from the start, and wait until it and its widgets are drawn."""
+    page = browser.new_context(
+        viewport={"width": 1280, "height": 900}, color_scheme="light", reduced_motion="reduce"
+    ).new_page()
+    opened = Opened(name, page)
+    page.on("request", lambda request: opened.requests.append(request.url))
+    page.on("requestfailed", lambda request: opened.problems.append(f"failed: {request.url}"))
+    page.on("pageerror", lambda error: opened.problems.append(f"exception: {error}"))
+    page.on(
+        "console",
+        lambda message: message.type == "error" and opened.problems.append(f"{message.text}"),
+    )
+    page.on(
+        "response",
+        lambda response: (
+            response.status >= 400 and opened.problems.append(f"{response.status}: {response.url}")
+        ),
+    )
+    page.goto(url)
+    page.wait_for_load_state("networkidle")
+    if page.locator('script[type="application/vnd.jupyter.widget-view+json"]').count():
+        page.locator(".jupyter-widgets").first.wait_for()
+    return opened
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def opened(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iterator[Opened]:
+    """Every page of the book, opened once; a test leaves it as it found it."""
+    opened = open_page(browser, f"{address}/{request.param}.html", request.param)
+    yield opened
+    opened.page.context.close()
+
+
+def test_no_request_leaves_the_host(opened: Opened, address: str) -> None:
+    outside = [url for url in opened.requests if not url.startswith((address, "data:", "blob:"))]
+    assert not outside
+
+
+def test_nothing_fails_or_complains(opened: Opened) -> None:
+    assert not opened.problems
+
+
+def test_one_search_box(opened: Opened) -> None:
+    assert opened.page.locator("input[type=search]").count() == 1
+    assert opened.page.locator(".search-button__button:visible").count() == 1
+
+
+def test_words_are_rendered(opened: Opened) -> None:
+    article = opened.page.locator("article").inner_text()
+    raw = re.findall(r"\{[a-z:-]+\}`|^:::.*|^```.*|\{\{.*?\}\}", article, flags=re.MULTILINE)
+    assert not raw, "markup that a reader sees as it was typed"
+    assert "Traceback (most recent call last)" not in article
+    assert opened.page.locator("mjx-merror, [data-mjx-error]").count() == 0
+    title = opened.page.locator("article h1")
+    assert title.count() == 1
+
+
+def test_images_say_what_they_show(opened: Opened) -> None:
+    silent = opened.page.eval_on_selector_all(
+        "article img, article svg[role=img]",
+        """images => images
+            .filter(image => {
+              const text = image.alt ?? image.getAttribute("aria-label") ?? "";
+              return !text.trim() || /\\.(png|svg|jpe?g)$/.test(text);
+            })
+            .map(image => image.outerHTML.slice(0, 200))""",
+    )
+    assert not silent
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessible(opened: Opened, scheme: str) -> None:
+    opened.page.emulate_media(color_scheme=scheme)
+    expect(opened.page.locator("html")).to_have_attribute("data-theme", scheme)
+    results = Axe().run(opened.page, options={"preload": False})
+    opened.page.emulate_media(color_scheme="light")
+    assert results.violations_count == 0, results.generate_report()
+
+
+def test_fits_a_phone(opened: Opened) -> None:
+    opened.page.set_viewport_size({"width": 375, "height": 700})
+    width = opened.page.evaluate("document.documentElement.scrollWidth")
+    opened.page.set_viewport_size({"width": 1280, "height": 900})
+    assert width <= 375
+
+
+# What a figure shows: the alternative texts and sources of its visible pictures, and its numbers.
+SHOWN = """slider => {
+  const cell = slider.closest(".cell_output, .kd-live");
+  const parts = cell.querySelectorAll("svg[role=img], img, td, .bar");
+  return [...parts]
+    .filter(part => part.getClientRects().length)
+    .map(part => [part.getAttribute("aria-label"), part.src, part.textContent,
+                  part.getAttribute("style")].join("|"))
+    .join("\\n");
+}"""
+
+
+def test_sliders_move_their_figure_by_keyboard(opened: Opened) -> None:
+    sliders = opened.page.locator("article input[type=range], article .noUi-handle")
+    for slider in sliders.all():
+        name = slider.get_attribute("aria-label") or slider.evaluate(
+            "slider => [...(slider.labels ?? [])].map(label => label.textContent).join('')"
+        )
+        assert name.strip(), "a slider without a name"
+        assert slider.evaluate("slider => slider.tabIndex") == 0
+        before = slider.evaluate(SHOWN)
+        assert before, f"the slider {name!r} has no figure"
+        slider.focus()
+        opened.page.keyboard.press("ArrowRight")
+        opened.page.wait_for_timeout(200)
+        assert slider.evaluate(SHOWN) != before, f"the slider {name!r} moves nothing"
+        opened.page.keyboard.press("ArrowLeft")
+        opened.page.wait_for_timeout(200)
+        assert slider.evaluate(SHOWN) == before, f"the slider {name!r} does not come back"
+
+
+def test_colab_opens_this_notebook(opened: Opened) -> None:
+    links = opened.page.eval_on_selector_all(
+        'a[href*="colab.research.google.com"]', "links => links.map(link => link.href)"
+    )
+    repository = CONFIG["repository"]["url"].removeprefix("https://github.com/")
+    branch = CONFIG["repository"]["branch"]
+    expected = f"github/{repository}/blob/{branch}/{opened.name}.ipynb"
+    in_header = [link for link in links if f"/{opened.name}.ipynb" in link]
+    if opened.name in NOTEBOOKS:
+        assert in_header == [f"https://colab.research.google.com/{expected}"]
+    else:
+        assert not in_header
+
+
+def test_opens_from_disk(opened: Opened, browser: Browser, site: Path) -> None:
+    from_disk = open_page(browser, (site / f"{opened.name}.html").as_uri(), opened.name)
+    outside = [url for url in from_disk.requests if not url.startswith(("file:", "data:", "blob:"))]
+    from_disk.page.context.close()
+    assert not from_disk.problems
+    assert not outside
+
+
+@pytest.mark.parametrize("way", ["served", "from disk"])
+def test_search_finds_words(browser: Browser, address: str, site: Path, way: str) -> None:
+    start = address if way == "served" else site.as_uri()
+    opened = open_page(browser, f"{start}/search.html?q=temperature", "search")
+    results = opened.page.locator("#search-results li a")
+    expect(results.first).to_be_visible()
+    expect(opened.page.locator("#search-results")).to_contain_text("Glossary")
+    outside = [url for url in opened.requests if not url.startswith((start, "data:", "blob:"))]
+    opened.page.context.close()
+    assert not outside
+    assert not opened.problems
+
+
+def test_first_page_is_the_introduction(browser: Browser, address: str) -> None:
+    opened = open_page(browser, f"{address}/index.html", "index")
+    opened.page.wait_for_url(f"{address}/{TOC['root']}.html")
+    opened.page.context.close()
+
+
+def test_internal_links(site: Path) -> None:
+    checker = Path(sys.executable).with_name("linkchecker")
+    command = [checker, "--no-status", "--ignore-url=^https?:", "--ignore-url=^mailto:"]
+    checked = subprocess.run(
+        [*command, site / f"{TOC['root']}.html"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert int(re.search(r"(\d+) links? in", checked.stdout).group(1)) > len(PAGES)
+
+
+def test_links_point_at_places_that_exist(site: Path) -> None:
+    places = {
+        (site / f"{page}.html").resolve(): set(re.findall(r'\bid="([^"]+)"', text))
+        for page in PAGES
+        if (text := (site / f"{page}.html").read_text(encoding="utf-8"))
+    }
+    broken = []
+    for file in places:
+        for link in re.findall(r'href="([^":]*#[^"]+)"', file.read_text(encoding="utf-8")):
+            path, place = link.split("#", 1)
+            target = (file.parent / path).resolve() if path else file
+            if target in places and place not in places[target]:
+                broken.append(f"{file.name}: {link}")
+    assert not broken
