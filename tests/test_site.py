@@ -139,7 +139,8 @@ def test_one_search_box(opened: Opened) -> None:
 
 def test_words_are_rendered(opened: Opened) -> None:
     article = opened.page.locator("article").inner_text()
-    raw = re.findall(r"\{[a-z:-]+\}`|^:::.*|^```.*|\{\{.*?\}\}", article, flags=re.MULTILINE)
+    roles = "cite|doc|download|eval|exercise|figure|glue|math|note|numref|ref|solution|term|tip"
+    raw = re.findall(rf"\{{(?:{roles})[a-z:-]*\}}|^:::|^```|\{{\{{.*?\}}\}}", article, re.MULTILINE)
     assert not raw, "markup that a reader sees as it was typed"
     assert "Traceback (most recent call last)" not in article
     assert opened.page.locator("mjx-merror, [data-mjx-error]").count() == 0
@@ -164,9 +165,15 @@ def test_images_say_what_they_show(opened: Opened) -> None:
 def test_accessible(opened: Opened, scheme: str) -> None:
     opened.page.emulate_media(color_scheme=scheme)
     expect(opened.page.locator("html")).to_have_attribute("data-theme", scheme)
-    results = Axe().run(opened.page, options={"preload": False})
+    results = Axe().run(opened.page, options={"preload": False}).response
     opened.page.emulate_media(color_scheme="light")
-    assert results.violations_count == 0, results.generate_report()
+    violations = [
+        f"{rule['help']}: {node['html'][:200]}"
+        for rule in results["violations"]
+        for node in rule["nodes"][:3]
+    ]
+    assert not violations
+    assert len(results["passes"]) > 20
 
 
 def test_fits_a_phone(opened: Opened) -> None:
@@ -248,9 +255,15 @@ def test_first_page_is_the_introduction(browser: Browser, address: str) -> None:
     opened.page.context.close()
 
 
+# As root, linkchecker becomes "nobody", who may not be able to read this folder.
+LINKCHECKER = (
+    "from linkcheck.command import linkchecker; "
+    "linkchecker.drop_privileges = lambda: None; linkchecker.linkchecker()"
+)
+
+
 def test_internal_links(site: Path) -> None:
-    checker = Path(sys.executable).with_name("linkchecker")
-    command = [checker, "--no-status", "--ignore-url=^https?:", "--ignore-url=^mailto:"]
+    command = [sys.executable, "-c", LINKCHECKER, "--no-status", "--ignore-url=^(https?|mailto):"]
     checked = subprocess.run(
         [*command, site / f"{TOC['root']}.html"], capture_output=True, text=True, check=False
     )
