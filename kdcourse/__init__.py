@@ -1,31 +1,37 @@
 """Knowledge distillation, by doing: the package behind the course.
 
 The methods are re-exported here; everything around them has a room of its own: `training`,
-`experiments`, `claims`, `data`, `models`, `plotting`, `notebooks`, `grading`.
+`experiments`, `claims`, `data`, `models`, `plotting`, `notebooks`, `grading`. A name is imported
+when it is first used, so that the command line and the grader start without PyTorch.
 """
 
-from .soft_targets import SoftTargetDistillation, hard_target_loss, soft_target_loss
-from .training import (
-    DistillationObjective,
-    DistillationTrainer,
-    FrozenTeacher,
-    SupervisedObjective,
-    cache_teacher_logits,
-    evaluate,
-    fit,
-)
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "DistillationObjective",
-    "DistillationTrainer",
-    "FrozenTeacher",
-    "SoftTargetDistillation",
-    "SupervisedObjective",
-    "cache_teacher_logits",
-    "evaluate",
-    "fit",
-    "hard_target_loss",
-    "soft_target_loss",
-]
+_ROOMS = {
+    "soft_targets": ["SoftTargetDistillation", "hard_target_loss", "soft_target_loss"],
+    "training": [
+        "DistillationObjective",
+        "DistillationTrainer",
+        "FrozenTeacher",
+        "SupervisedObjective",
+        "cache_teacher_logits",
+        "evaluate",
+        "fit",
+    ],
+}
+
+__all__ = [name for names in _ROOMS.values() for name in names]
+
+
+def __getattr__(name: str) -> Any:
+    for room, names in _ROOMS.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{room}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
