@@ -1,0 +1,151 @@
+"""The losses as their papers print them: naive, written apart from the package.
+
+The tests compare values with them, the benchmarks compare cost. Student first, teacher second.
+"""
+
+import math
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def soft_target(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+    log_s = F.log_softmax(student / temperature, dim=1)
+    p_t = F.softmax(teacher / temperature, dim=1)
+    return F.kl_div(log_s, p_t, reduction="batchmean") * temperature**2
+
+
+def hint(student: Tensor, teacher: Tensor) -> Tensor:
+    return ((student - teacher) ** 2).mean()
+
+
+def attention_transfer(student: Tensor, teacher: Tensor, power: float = 2) -> Tensor:
+    s, t = (F.normalize(x.abs().pow(power).mean(1).flatten(1)) for x in (student, teacher))
+    return ((s - t) ** 2).mean()
+
+
+def contrastive(student: Tensor, teacher: Tensor, temperature: float = 0.5) -> Tensor:
+    s, t = F.normalize(student), F.normalize(teacher)
+    scores = (s[:, None] * t[None]).sum(-1) / temperature
+    return (torch.logsumexp(scores, 1) - scores.diagonal()).mean()
+
+
+def fsp(
+    student_one: Tensor, student_two: Tensor, teacher_one: Tensor, teacher_two: Tensor
+) -> Tensor:
+    def flow(one: Tensor, two: Tensor) -> Tensor:
+        return (one.flatten(2)[:, :, None] * two.flatten(2)[:, None]).mean(-1)
+
+    return ((flow(student_one, student_two) - flow(teacher_one, teacher_two)) ** 2).mean()
+
+
+def nst(student: Tensor, teacher: Tensor) -> Tensor:
+    s, t = (F.normalize(x.flatten(2), dim=2) for x in (student, teacher))
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a[:, :, None] * b[:, None]).sum(-1).pow(2).mean()
+
+    return kernel(s, s) + kernel(t, t) - 2 * kernel(s, t)
+
+
+def cwd(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    log_s, log_t = (F.log_softmax(x.flatten(2) / temperature, 2) for x in (student, teacher))
+    return temperature**2 * (log_t.exp() * (log_t - log_s)).sum(2).mean()
+
+
+def vid(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
+    """The Gaussian log-likelihood without its constant, from torch's own distribution."""
+    variance = variance.reshape(1, -1, *[1] * (teacher.dim() - 2)).expand_as(teacher)
+    density = torch.distributions.Normal(mean, variance.sqrt())
+    return -(density.log_prob(teacher) + 0.5 * math.log(2 * math.pi)).mean()
+
+
+def distance(student: Tensor, teacher: Tensor) -> Tensor:
+    def relative(x: Tensor) -> Tensor:
+        d = (x[:, None] - x[None]).norm(dim=2)
+        return d / d[d > 0].mean()
+
+    return F.smooth_l1_loss(relative(student), relative(teacher))
+
+
+def angle(student: Tensor, teacher: Tensor) -> Tensor:
+    def cosines(x: Tensor) -> Tensor:
+        direction = F.normalize(x[None] - x[:, None], dim=2)
+        return direction @ direction.mT
+
+    return F.smooth_l1_loss(cosines(student), cosines(teacher))
+
+
+def gram(student: Tensor, teacher: Tensor) -> Tensor:
+    s, t = student @ student.T, teacher @ teacher.T
+    return ((s / s.norm() - t / t.norm()) ** 2).mean()
+
+
+def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
+    s, t = (F.normalize(x.flatten(1) @ x.flatten(1).T) for x in (student, teacher))
+    return ((s - t) ** 2).sum() / len(s) ** 2
+
+
+def cosine_similarity(student: Tensor, teacher: Tensor) -> Tensor:
+    s, t = (F.cosine_similarity(x[:, None], x[None], dim=2) for x in (student, teacher))
+    return ((s - t) ** 2).mean()
+
+
+def pkt(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
+    def probabilities(x: Tensor) -> Tensor:
+        shifted = (F.cosine_similarity(x[:, None], x[None], dim=2) + 1) / 2
+        return shifted / shifted.sum(1, keepdim=True)
+
+    s, t = probabilities(student), probabilities(teacher)
+    return (t * torch.log((t + eps) / (s + eps))).mean()
+
+
+def correlation_congruence(
+    student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2
+) -> Tensor:
+    def kernel(x: Tensor) -> Tensor:
+        x = F.normalize(x)
+        rows = []
+        for row in x:
+            cosines = x @ row
+            terms = [(2 * gamma * cosines) ** p / math.factorial(p) for p in range(order + 1)]
+            rows.append(math.exp(-2 * gamma) * sum(terms))
+        return torch.stack(rows)
+
+    return ((kernel(student) - kernel(teacher)) ** 2).mean()
+
+
+def queue_contrast(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    losses = []
+    for query, key in zip(queries, keys, strict=True):
+        scores = torch.stack([query @ key, *(query @ row for row in queue)]) / temperature
+        losses.append(torch.logsumexp(scores, 0) - scores[0])
+    return torch.stack(losses).mean()
+
+
+def nce_contrast(
+    anchors: Tensor, bank: Tensor, chosen: Tensor, z: Tensor | float, temperature: float
+) -> Tensor:
+    """One side of the paper's objective; `chosen [B, 1 + K]`, the positive first."""
+    scores = torch.exp((bank[chosen] * anchors[:, None]).sum(-1) / temperature) / z
+    noise = (chosen.shape[1] - 1) / len(bank)
+    positive = torch.log(scores[:, 0] / (scores[:, 0] + noise))
+    negative = torch.log(noise / (scores[:, 1:] + noise))
+    return -(positive.sum() + negative.sum()) / len(anchors)
+
+
+def angle_by_loops(student: Tensor, teacher: Tensor) -> Tensor:
+    """Three nested loops, for a handful of examples."""
+
+    def cosine(x: Tensor, i: int, a: int, j: int) -> Tensor:
+        one, two = x[i] - x[a], x[j] - x[a]
+        if not one.any() or not two.any():
+            return x.new_zeros(())
+        return one @ two / (one.norm() * two.norm())
+
+    triples = list(product(range(len(student)), repeat=3))
+    return torch.stack(
+        [F.smooth_l1_loss(cosine(student, *t), cosine(teacher, *t)) for t in triples]
+    ).mean()
