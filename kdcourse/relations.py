@@ -630,7 +630,11 @@ def _check_indices(indices: Tensor, batch: int, *, high: float = math.inf) -> No
     require(
         isinstance(indices, Tensor) and indices.dtype == torch.long and indices.shape == (batch,),
         f"indices must be an int64 tensor of shape [{batch}], got "
-        + (f"{indices.dtype} of shape {shape(indices)}" if isinstance(indices, Tensor) else "none"),
+        + (
+            f"{indices.dtype} of shape {shape(indices)}"
+            if isinstance(indices, Tensor)
+            else type(indices).__name__
+        ),
     )
     low, top = indices.min().item(), indices.max().item()
     require(low >= 0 and top < high, f"indices must lie in [0, {high}), got {low} to {top}")
