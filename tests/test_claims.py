@@ -1,0 +1,74 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdcourse.claims import ClaimError, claim, interval
+
+finite = st.floats(-1e6, 1e6)
+
+
+@given(st.lists(finite, min_size=2, max_size=20))
+def test_interval_agrees_with_scipy(values: list[float]) -> None:
+    ours = interval(values)
+    error = scipy.stats.sem(values)
+    assert ours.mean == pytest.approx(np.mean(values), abs=1e-6)
+    if error > 0:
+        low, high = scipy.stats.t.interval(0.95, len(values) - 1, np.mean(values), error)
+        assert (ours.low, ours.high) == pytest.approx((low, high), rel=1e-6, abs=1e-6)
+
+
+def test_one_seed_says_nothing() -> None:
+    assert interval([3.0])[1:] == (-math.inf, math.inf, 1)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf, 1.0]])
+def test_values_must_be_finite(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="values must be finite numbers"):
+        interval(values)
+
+
+STRONG = [9.0, 10.0, 11.0, 10.0, 10.0]  # 10.0 [9.1, 10.9]
+NOISY = [-8.0, 9.0, 12.0, -6.0, 13.0]
+
+
+class TestClaim:
+    @pytest.mark.parametrize("bound", [{"at_least": 9}, {"at_most": 11}, {"within": 11}])
+    def test_holds(self, bound: dict, capsys) -> None:
+        effect = claim("It works.", STRONG, **bound)
+        assert effect.mean == 10
+        printed = capsys.readouterr().out
+        assert printed.startswith("Holds: It works.")
+        assert "+10.0 [+9.1, +10.9] points over 5 seeds" in printed
+
+    @pytest.mark.parametrize("bound", [{"at_least": 9.5}, {"at_most": 10.5}, {"within": 10.5}])
+    def test_the_whole_interval_counts(self, bound: dict) -> None:
+        with pytest.raises(ClaimError, match="no longer true: It works"):
+            claim("It works.", STRONG, **bound)
+
+    @pytest.mark.parametrize("bound", [{"at_least": 0}, {"at_most": 0}, {"within": 5}])
+    def test_noise_proves_nothing(self, bound: dict) -> None:
+        with pytest.raises(ClaimError):
+            claim("It works.", NOISY, **bound)
+
+    def test_zero_bounds_count_as_given(self) -> None:
+        claim("It helps.", STRONG, at_least=0)
+        with pytest.raises(ClaimError):
+            claim("It hurts.", STRONG, at_most=0)
+
+    def test_effect_that_vanished_fails(self) -> None:
+        with pytest.raises(ClaimError):
+            claim("It works.", [0.0] * 5, at_least=1)
+
+    def test_too_few_seeds_are_not_judged(self, capsys) -> None:
+        claim("It works.", [-5.0, -5.0, -5.0, -5.0], at_least=1)
+        claim("It works.", [1.0], at_least=1)
+        assert capsys.readouterr().out.count("too few seeds to judge") == 2
+
+    @pytest.mark.parametrize("bounds", [{}, {"at_least": 1, "within": 2}])
+    def test_exactly_one_bound(self, bounds: dict) -> None:
+        with pytest.raises(ValueError, match="exactly one of at_least, at_most and within"):
+            claim("It works.", STRONG, **bounds)

@@ -1,0 +1,128 @@
+import json
+import os
+
+import pandas as pd
+import pytest
+import torch
+
+from kdcourse.experiments import paired, run, summarize
+
+SETTINGS = {"small": {"width": 2}, "large": {"width": 5}}
+
+
+def draw(seed: int, width: int) -> dict:
+    torch.manual_seed(seed)
+    return {"value": torch.rand(width).sum().item(), "threads": torch.get_num_threads()}
+
+
+def test_one_row_for_every_configuration_and_seed_in_order() -> None:
+    table = run(draw, SETTINGS, 3, jobs=1)
+    assert table["configuration"].tolist() == ["small"] * 3 + ["large"] * 3
+    assert table["seed"].tolist() == [0, 1, 2] * 2
+
+
+def test_parallel_equals_serial_and_uses_other_processes() -> None:
+    def traced(seed: int, width: int) -> dict:
+        return {**draw(seed, width), "process": os.getpid()}
+
+    serial, parallel = run(traced, SETTINGS, 4, jobs=1), run(traced, SETTINGS, 4, jobs=2)
+    assert set(serial["process"]) == {os.getpid()}
+    assert os.getpid() not in set(parallel["process"])
+    assert serial.drop(columns="process").equals(parallel.drop(columns="process"))
+    assert (serial["threads"] == 1).all()
+
+
+def test_serial_run_gives_back_the_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    run(draw, SETTINGS, 1, jobs=1)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
+def test_several_rows_from_one_run() -> None:
+    table = run(lambda seed: [{"exit": 1}, {"exit": 2}], {"only": {}}, [7], jobs=1)
+    assert table.to_dict("records") == [
+        {"configuration": "only", "seed": 7, "exit": 1},
+        {"configuration": "only", "seed": 7, "exit": 2},
+    ]
+
+
+def test_failure_names_configuration_and_seed() -> None:
+    def broken(seed: int) -> dict:
+        raise KeyError("lost")
+
+    with pytest.raises(RuntimeError, match=r"'only' failed with seed 3: KeyError\('lost'\)"):
+        run(broken, {"only": {}}, [3], jobs=1)
+
+
+class TestResume:
+    def test_finished_runs_are_not_repeated(self, tmp_path) -> None:
+        file, calls = tmp_path / "runs.jsonl", []
+
+        def counted(seed: int, width: int) -> dict:
+            calls.append((seed, width))
+            if len(calls) == 4:
+                raise ValueError("stop")
+            return draw(seed, width)
+
+        with pytest.raises(RuntimeError):
+            run(counted, SETTINGS, 3, jobs=1, resume=file)
+        table = run(counted, SETTINGS, 3, jobs=1, resume=file)
+        assert len(calls) == 7  # three kept, one failed and repeated
+        assert table.equals(run(draw, SETTINGS, 3, jobs=1))
+
+    def test_torn_line_is_run_again(self, tmp_path) -> None:
+        file = tmp_path / "runs.jsonl"
+        whole = run(draw, SETTINGS, 2, jobs=1, resume=file)
+        file.write_text(file.read_text()[:-25])
+        assert run(draw, SETTINGS, 2, jobs=1, resume=file).equals(whole)
+        assert run(draw, SETTINGS, 2, jobs=1, resume=file).equals(whole)
+        lines = [line for line in file.read_text().splitlines() if line]
+        assert len(lines) == 5  # three whole, the torn one, its repetition
+        assert json.loads(lines[-1])["seed"] == 1
+
+    def test_changed_settings_are_run_again(self, tmp_path) -> None:
+        file = tmp_path / "runs.jsonl"
+        run(draw, {"small": {"width": 2}}, 2, jobs=1, resume=file)
+        changed = {"small": {"width": 3}}
+        table = run(draw, changed, 2, jobs=1, resume=file)
+        assert table.equals(run(draw, changed, 2, jobs=1))
+
+
+def test_nothing_to_run() -> None:
+    with pytest.raises(ValueError, match="at least one seed"):
+        run(draw, SETTINGS, 0)
+    with pytest.raises(ValueError, match="configurations must hold"):
+        run(draw, {}, 1)
+
+
+def table() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "configuration": ["control"] * 3 + ["treated"] * 3,
+            "seed": [0, 1, 2, 2, 1, 0],
+            "score": [1.0, 2.0, 3.0, 33.0, 22.0, 11.0],
+        }
+    )
+
+
+def test_pairs_are_matched_by_seed() -> None:
+    assert paired(table(), "score", "treated", "control").tolist() == [10.0, 20.0, 30.0]
+
+
+def test_pairs_need_the_same_seeds() -> None:
+    with pytest.raises(ValueError, match="must have the same seeds"):
+        paired(table().iloc[:5], "score", "treated", "control")
+    with pytest.raises(ValueError, match="no configuration 'other' in the table"):
+        paired(table(), "score", "other", "control")
+    with pytest.raises(ValueError, match="must have one row a seed"):
+        paired(pd.concat([table(), table()]), "score", "treated", "control")
+
+
+def test_summary_by_several_columns() -> None:
+    frame = table().assign(half=["a", "a", "b", "b", "a", "a"])
+    summary = summarize(frame, "score", by=["configuration", "half"])
+    assert summary.loc[("treated", "a"), "mean"] == 16.5
+    assert summary.loc[("control", "a"), "n"] == 2
+    assert list(summary.columns) == ["mean", "sd", "low", "high", "n"]
