@@ -5,9 +5,11 @@
 // A page read from disk may not fetch others, so the search cannot quote them.
 if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 
+const SCROLLING = "div.highlight pre, .cell_output pre, .pst-scrollable-table-container";
+
 document.addEventListener("DOMContentLoaded", () => {
   // Wide code, tables and formulas scroll inside their box: let the keyboard scroll them too.
-  for (const box of document.querySelectorAll("div.highlight pre, .cell_output pre")) {
+  for (const box of document.querySelectorAll(SCROLLING)) {
     box.tabIndex = 0;
   }
 
