@@ -1,0 +1,172 @@
+"""The command line: `kdcourse assign`, `grade`, `check` and `report`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    help="Hand out, grade and check the course's exercises.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+class Isolation(StrEnum):
+    """How submissions are kept away from everything else."""
+
+    BWRAP = "bwrap"
+    NONE = "none"
+
+
+Exercise = Annotated[str, typer.Argument(help="The stem of the exercise's notebook: temperature")]
+Existing = typer.Option(exists=True, file_okay=False)
+
+
+@app.command()
+def assign(
+    exercise: Exercise,
+    out: Annotated[Path, typer.Option(help="Folder for student.ipynb, solution.ipynb and key/")],
+) -> None:
+    """Make the student's notebook, its solution and a private answer key."""
+    import shutil
+
+    from .grading.assign import assign as make
+    from .grading.key import find_master
+
+    try:
+        # The master is our own code: it runs without bubblewrap where there is none.
+        made = make(
+            find_master(exercise), out, isolation="bwrap" if shutil.which("bwrap") else "none"
+        )
+    except ValueError as error:
+        _stop(error)
+    typer.echo(f"{out}/student.ipynb    hand this out")
+    typer.echo(f"{out}/solution.ipynb   earns {made.exercise.max_score:g} points")
+    typer.echo(f"{out}/key/             keep this private; `grade --key` needs it")
+
+
+@app.command()
+def grade(
+    exercise: Exercise,
+    submissions: Annotated[Path, typer.Argument(exists=True, file_okay=False)],
+    out: Annotated[Path, typer.Option(help="Folder for results, feedback and grades.csv")],
+    key: Annotated[Path | None, typer.Option(help="Made by assign; else one in OUT/key")] = None,
+    roster: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time")] = 1,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler")] = None,
+    timeout: Annotated[float | None, typer.Option(min=1, help="Seconds for one run")] = None,
+    memory: Annotated[int | None, typer.Option(min=256, help="MiB for one run")] = None,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Keep finished work")] = True,
+    sandbox: Annotated[Isolation, typer.Option(help="none: no isolation")] = Isolation.BWRAP,
+) -> None:
+    """Grade a folder of submissions: STUDENT.ipynb, or one folder per student."""
+    from .grading.assign import write_key
+    from .grading.grade import Settings, grade_all
+    from .grading.key import Key, find_master
+    from .grading.sandbox import check_bubblewrap
+    from .grading.submission import read_roster
+    from .notebooks import read_source
+
+    try:
+        if sandbox == Isolation.BWRAP:
+            check_bubblewrap()
+        master = find_master(exercise)
+        folder = key or out / "key"
+        if key is None and not folder.exists():
+            typer.echo("drawing a new answer key from the master's own run")
+            source = read_source(master, explicit_ids=True)
+            made = write_key(source, master.stem, folder, isolation=sandbox.value)
+        else:
+            made = Key(folder)
+        if made.exercise.name != master.stem:
+            raise ValueError(f"{folder} is the key of {made.exercise.name!r}, not {exercise!r}")
+        settings = Settings(
+            key=folder.resolve(),
+            seconds=timeout or made.exercise.seconds,
+            memory_mib=memory or made.exercise.memory,
+            isolation=sandbox.value,
+        )
+        students = read_roster(roster) if roster else None
+    except (ValueError, RuntimeError, OSError) as error:
+        _stop(error)
+    with _progress() as advance:
+        results = grade_all(
+            submissions,
+            out,
+            settings,
+            roster=students,
+            jobs=jobs,
+            scheduler=scheduler,
+            resume=resume,
+            progress=advance,
+        )
+    typer.echo(f"{len(results)} results in {out}/grades.csv, pages in {out}/feedback/")
+
+
+@app.command()
+def check(
+    notebook: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for the whole notebook")] = 600,
+) -> None:
+    """Run your own notebook and show its public checks."""
+    from .grading.public import run_checks
+    from .grading.submission import InvalidSubmission
+
+    try:
+        lines = run_checks(notebook, seconds=timeout)
+    except InvalidSubmission as problem:
+        _stop(problem)
+    for line in lines:
+        typer.echo(line)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(exists=True, file_okay=False)]) -> None:
+    """Show the class at a glance: statuses, distribution, difficulty of each part."""
+    from .grading.report import load_results, print_report
+
+    try:
+        print_report(load_results(folder))
+    except ValueError as error:
+        _stop(error)
+
+
+def main() -> None:
+    """The entry point `kdcourse`."""
+    app()
+
+
+def _stop(error: Exception) -> NoReturn:
+    typer.echo(f"kdcourse: {error}", err=True)
+    raise typer.Exit(2)
+
+
+def _progress() -> Any:
+    """A context that gives a callback, which shows done, left and failures."""
+    import contextlib
+    from collections.abc import Callable, Iterator
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    @contextlib.contextmanager
+    def showing() -> Iterator[Callable[[int, int, dict[str, Any]], None]]:
+        columns = (TextColumn("grading"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, TextColumn("{task.description}")) as bar:
+            task = bar.add_task("", total=None)
+            failures = 0
+
+            def advance(done: int, total: int, result: dict[str, Any]) -> None:
+                nonlocal failures
+                failures += result["status"] != "graded"
+                words = f"{total - done} left, {failures} not graded to the end"
+                bar.update(task, completed=done, total=total, description=words)
+
+            yield advance
+
+    return showing()
+
+
+if __name__ == "__main__":
+    main()

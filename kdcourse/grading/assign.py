@@ -1,0 +1,77 @@
+"""From one master notebook: the student's notebook, its solution, and the private answer key."""
+
+import json
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from kdcourse import notebooks
+
+from .execute import executed_for
+from .files import write_atomic
+from .key import FORMAT, Key, declared
+from .sandbox import Limits, Sandbox
+from .score import score_parts
+from .submission import rebuild
+
+
+def assign(master_path: Path, out: Path, *, isolation: Sandbox) -> Key:
+    """Write `out/student.ipynb`, `out/solution.ipynb` and the private key `out/key/`.
+
+    The hidden seeds are drawn now. The master's own run gives the reference answers, and must
+    earn every point; a master that does not is refused.
+
+    Raises:
+        ValueError: for a faulty master, or when `out/key` already exists.
+    """
+    import nbformat
+
+    master = notebooks.read_source(master_path, explicit_ids=True)
+    for name, made in {
+        "student": notebooks.student_version(master),
+        "solution": notebooks.solution_version(master),
+    }.items():
+        write_atomic(out / f"{name}.ipynb", (nbformat.writes(made) + "\n").encode())
+    return write_key(master, master_path.stem, out / "key", isolation=isolation)
+
+
+def write_key(master: Any, name: str, folder: Path, *, isolation: Sandbox) -> Key:
+    """Draw the hidden seeds, run the master for the reference answers, and check its score."""
+    import nbformat
+
+    exercise = declared(master, name)
+    if folder.exists():
+        raise ValueError(f"{folder} exists already: a new key would not match what it graded")
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True, mode=0o700)
+    content = {
+        "format": FORMAT,
+        "exercise": name,
+        "seed": secrets.randbelow(2**31),
+        "held_out_seed": secrets.randbelow(2**31),
+    }
+    (draft / "key.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    nbformat.write(master, draft / "master.ipynb")
+
+    key = Key(draft)
+    limits = Limits(3 * exercise.seconds, exercise.memory)
+    solved = rebuild(master, [], solved=True)
+    with executed_for(key, solved, limits=limits, isolation=isolation) as run:
+        if run.status != "graded" or not run.answers.is_dir():
+            raise ValueError(f"the master of {name} does not run: {run.note} {run.errors}")
+        shutil.copytree(run.answers, draft / "reference")
+        missing = [
+            answer
+            for part in exercise.parts
+            for answer in part.answers
+            if not list((draft / "reference").glob(f"{answer}.*"))
+        ]
+        if missing:
+            raise ValueError(f"the master of {name} does not answer {missing}")
+        lost = [found for found in score_parts(run.answers, key) if found.score < found.points]
+        if lost:
+            raise ValueError(f"the master of {name} does not earn its own points: {lost}")
+    draft.rename(folder)
+    return Key(folder)

@@ -1,0 +1,157 @@
+"""One graded run: a prepared notebook in, its answers and what became of it out."""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdcourse import notebooks
+
+from . import sandbox
+from .files import FileProblem, read_regular
+from .key import Key
+
+
+@dataclass
+class Run:
+    """What a run left behind: `answers` is a folder that only `compare` should read."""
+
+    status: str
+    answers: Path
+    note: str = ""
+    errors: list[dict[str, str]] = field(default_factory=list)
+    outputs: list[dict[str, str]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_mib: int = 0
+
+
+@contextlib.contextmanager
+def executed(
+    notebook: Any,
+    *,
+    limits: sandbox.Limits,
+    isolation: sandbox.Sandbox,
+    parameters: dict[str, Any],
+    inputs: dict[str, Any],
+    blocked: Sequence[str] = (),
+) -> Iterator[Run]:
+    """Run a notebook; its files are gone when the block ends.
+
+    Args:
+        notebook: what `submission.rebuild` made.
+        limits: when to stop it.
+        isolation: how to keep it apart.
+        parameters: papermill injects them after the `parameters` cell.
+        inputs: arrays that probes get from `hidden()`.
+        blocked: functions that only raise in this run.
+    """
+    import nbformat
+    import numpy as np
+
+    with tempfile.TemporaryDirectory(prefix="kdcourse-", ignore_cleanup_errors=True) as name:
+        base = Path(name)
+        job, scratch, packages = base / "job", base / "scratch", base / "packages"
+        for folder in (job, scratch, packages):
+            folder.mkdir()
+        settings = {
+            "parameters": parameters,
+            "seconds": limits.seconds,
+            "output_bytes": limits.output_bytes,
+            "file_bytes": limits.disk_mib * 2**20 // 4,
+            "data_bytes": 2 * limits.memory_mib * 2**20,
+        }
+        (job / "job.json").write_text(json.dumps(settings), encoding="utf-8")
+        nbformat.write(notebook, job / "notebook.ipynb")
+        np.savez(job / "inputs.npz", **inputs)
+        copies = sandbox.package_copies(blocked, packages)
+        outcome = sandbox.run(job, scratch, copies=copies, limits=limits, sandbox=isolation)
+        yield _describe(outcome, notebook, scratch, limits)
+
+
+def executed_for(
+    key: Key, notebook: Any, *, limits: sandbox.Limits, isolation: sandbox.Sandbox
+) -> contextlib.AbstractContextManager[Run]:
+    """Run a notebook with the parameters, inputs and blocked functions of an answer key."""
+    exercise = key.exercise
+    parameters = dict(exercise.parameters)
+    if exercise.seed_parameter:
+        parameters[exercise.seed_parameter] = key.seed
+    return executed(
+        notebook,
+        limits=limits,
+        isolation=isolation,
+        parameters=parameters,
+        inputs=key.inputs,
+        blocked=exercise.blocked,
+    )
+
+
+def _describe(
+    outcome: sandbox.Outcome, notebook: Any, scratch: Path, limits: sandbox.Limits
+) -> Run:
+    """Turn what is left of a run into a status and words; everything in `scratch` is untrusted."""
+    report = _load(scratch, "run.json", 2**20)
+    errors, outputs, cell_seconds = _cells(_load(scratch, "executed.ipynb", 2**26), notebook)
+    status, note = "graded", ""
+    if outcome.reason == "timeout":
+        status, note = "timeout", f"stopped after {limits.seconds:g} seconds"
+    elif outcome.reason == "memory":
+        status, note = "memory", f"stopped: more than {limits.memory_mib} MiB of memory"
+    elif outcome.reason == "processes":
+        status, note = "killed", f"stopped: more than {limits.processes} processes"
+    elif outcome.reason == "disk":
+        status, note = "killed", f"stopped: more than {limits.disk_mib} MiB of files"
+    elif not isinstance(report, dict) or report.get("died") or not report.get("finished"):
+        status, note = "killed", "the kernel died before the notebook's end"
+    elif report.get("timed_out"):
+        status, note = "timeout", "a cell ran too long and was interrupted"
+    elif any(error["name"] == "MemoryError" for error in errors):
+        status, note = "memory", "a cell asked for more memory than there is"
+    elif errors:
+        status, note = "error", "a cell raised an exception"
+    seconds = {"total": round(outcome.seconds, 3), "cells": round(cell_seconds, 3)}
+    return Run(
+        status=status,
+        answers=scratch / "answers",
+        note=note,
+        errors=errors,
+        outputs=outputs,
+        seconds=seconds,
+        peak_mib=outcome.peak_mib,
+    )
+
+
+def _load(folder: Path, name: str, max_bytes: int) -> Any:
+    try:
+        return json.loads(read_regular(Path(name), max_bytes=max_bytes, inside=folder))
+    except (FileProblem, ValueError, RecursionError):
+        return None
+
+
+def _cells(content: Any, notebook: Any) -> tuple[list[dict], list[dict], float]:
+    """Errors and printed text of the learner's cells, by cell id, and the time of all cells."""
+    shown = {cell.id for cell in notebook.cells if "probe" not in notebooks.tags(cell)}
+    errors: list[dict[str, str]] = []
+    outputs: list[dict[str, str]] = []
+    seconds = 0.0
+    try:
+        for cell in content["cells"]:
+            seconds += float(cell["metadata"].get("papermill", {}).get("duration") or 0)
+            for output in cell.get("outputs", []) if cell.get("id") in shown else []:
+                if output["output_type"] == "error":
+                    errors.append(
+                        {
+                            "cell": str(cell["id"]),
+                            "name": str(output["ename"])[:100],
+                            "message": str(output["evalue"])[:500],
+                        }
+                    )
+                elif output["output_type"] == "stream":
+                    text = "".join(output["text"])[:2000]
+                    outputs.append({"cell": str(cell["id"]), "text": text})
+    except (TypeError, KeyError, AttributeError, ValueError):
+        pass  # the submission tampered with the file: there is nothing to show
+    return errors, outputs, seconds

@@ -1,0 +1,193 @@
+"""The private answer key: what an exercise asks, its hidden inputs and the reference answers."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from kdcourse import notebooks
+
+from .compare import read_answer
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of an exercise, as the `grading` metadata of its probe cell declares it.
+
+    Attributes:
+        part: short name, also the column in `grades.csv`.
+        title: what it asks, in words.
+        points: its share of the scale.
+        answers: names of the answers its probe returns.
+        rtol: relative tolerance of the comparison with the reference.
+        atol: absolute tolerance.
+        judge: a function of the master's key cells that decides instead of the comparison.
+        hint: where to look when it is not right.
+    """
+
+    part: str
+    title: str
+    points: float
+    answers: tuple[str, ...]
+    rtol: float = 1e-4
+    atol: float = 1e-6
+    judge: str | None = None
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """What a master notebook declares about its grading."""
+
+    name: str
+    parts: tuple[Part, ...]
+    seconds: int = 120
+    memory: int = 2048
+    parameters: tuple[tuple[str, Any], ...] = ()
+    seed_parameter: str | None = None
+    blocked: tuple[str, ...] = ()
+
+    @property
+    def max_score(self) -> float:
+        """The sum of the parts' points."""
+        return sum(part.points for part in self.parts)
+
+
+def find_master(exercise: str, root: Path | None = None) -> Path:
+    """The source of an exercise, from its name or its path.
+
+    Raises:
+        ValueError: when there is none; the message lists those that exist.
+    """
+    given = Path(exercise)
+    if given.suffix == ".md" and given.is_file():
+        return given
+    folders = [
+        base / "book" / "sources" / "exercises" for base in (root or Path.cwd(), notebooks.ROOT)
+    ]
+    for folder in folders:
+        if (folder / f"{exercise}.md").is_file():
+            return folder / f"{exercise}.md"
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.md")})
+    raise ValueError(
+        f"there is no exercise {exercise!r}; known are: {', '.join(known) or 'none'}. "
+        "Run this in a copy of the course's repository."
+    )
+
+
+def declared(master: Any, name: str) -> Exercise:
+    """Read and check what a master notebook declares.
+
+    Raises:
+        ValueError: for a declaration that cannot be graded.
+    """
+    settings = dict(master.metadata.get("grading", {}))
+    parts = []
+    code = key_code(master)
+    for cell in master.cells:
+        if "probe" not in notebooks.tags(cell):
+            continue
+        fields = dict(cell.metadata.get("grading", {}))
+        try:
+            part = Part(**{**fields, "answers": tuple(fields["answers"])})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{name}: probe {cell.id}: {error}") from None
+        if not re.fullmatch(r"[a-z0-9_]+", part.part) or part.points <= 0 or not part.answers:
+            raise ValueError(f"{name}: probe {cell.id} needs a plain part, points and answers")
+        if part.judge is not None and f"def {part.judge}(" not in code:
+            raise ValueError(f"{name}: no key cell defines {part.judge}")
+        parts.append(part)
+    names = [part.part for part in parts]
+    if not parts or len(set(names)) != len(names):
+        raise ValueError(f"{name} needs probe cells with one part each, got {names}")
+    parameters = tuple(sorted(dict(settings.pop("parameters", {})).items()))
+    blocked = tuple(settings.pop("blocked", ()))
+    try:
+        return Exercise(name, tuple(parts), parameters=parameters, blocked=blocked, **settings)
+    except TypeError as error:
+        raise ValueError(f"{name}: front matter `grading`: {error}") from None
+
+
+def key_code(master: Any) -> str:
+    """The source of all cells that only run on the grader's side."""
+    return "\n\n".join(cell.source for cell in master.cells if "key" in notebooks.tags(cell))
+
+
+class Key:
+    """An answer key on disk, made by `assign.write_key`.
+
+    Args:
+        folder: the private folder `DIR/key`.
+
+    Raises:
+        ValueError: when it is not an answer key.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import nbformat
+
+        self.folder = folder
+        try:
+            content = json.loads((folder / "key.json").read_text(encoding="utf-8"))
+            self.master = nbformat.read(folder / "master.ipynb", as_version=4)
+        except FileNotFoundError:
+            raise ValueError(f"{folder} is not an answer key: make one with `assign`") from None
+        if content.get("format") != FORMAT:
+            raise ValueError(f"{folder} was made by another version: make it again with `assign`")
+        self.exercise = declared(self.master, content["exercise"])
+        self.seed: int = content["seed"]
+        self.held_out_seed: int = content["held_out_seed"]
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes whenever anything in the key changes."""
+        total = hashlib.sha256()
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file():
+                total.update(path.relative_to(self.folder).as_posix().encode() + b"\0")
+                total.update(hashlib.sha256(path.read_bytes()).digest())
+        return total.hexdigest()
+
+    @cached_property
+    def functions(self) -> dict[str, Any]:
+        """What the key cells define."""
+        namespace: dict[str, Any] = {"__name__": f"key_of_{self.exercise.name}"}
+        exec(compile(key_code(self.master), "<key cells>", "exec"), namespace)
+        return namespace
+
+    @cached_property
+    def context(self) -> SimpleNamespace:
+        """What a judge may use: `inputs`, `held_out`, `reference`, each by name."""
+        folder = self.folder / "reference"
+        names = [name for part in self.exercise.parts for name in part.answers]
+        reference = {name: read_answer(folder, name) for name in names}
+        return SimpleNamespace(
+            inputs=self.inputs,
+            held_out=self._arrays("held_out", self.held_out_seed),
+            reference=reference,
+        )
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """The hidden inputs that a run gets to see."""
+        return self._arrays("hidden_inputs", self.seed)
+
+    def max_bytes(self, name: str) -> int:
+        """How large an answer may be: a little more than the reference."""
+        path = next((self.folder / "reference").glob(f"{name}.*"))
+        return 4 * path.stat().st_size + 4096
+
+    def _arrays(self, function: str, seed: int) -> dict[str, Any]:
+        """What a key cell's `hidden_inputs(seed)` or `held_out(seed)` returns, as arrays."""
+        import numpy as np
+
+        if function not in self.functions:
+            return {}
+        made = self.functions[function](seed)
+        return {name: np.asarray(value) for name, value in made.items()}

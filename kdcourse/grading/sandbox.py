@@ -1,0 +1,302 @@
+"""A submission's process: what it sees, what it may use, and that nothing of it stays.
+
+Bubblewrap gives the run a file system with only what it needs, no network, no capabilities, no
+environment and a process namespace of its own, which dies with it. A watcher outside bounds wall
+clock, memory, number of processes and disk over the whole process tree.
+"""
+
+import ast
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Sandbox = Literal["bwrap", "none"]
+Reason = Literal["ended", "timeout", "memory", "processes", "disk"]
+ISOLATION = (
+    *("--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"),
+    *("--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"),
+)
+SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one run may use."""
+
+    seconds: float
+    memory_mib: int
+    processes: int = 200
+    disk_mib: int = 512
+    output_bytes: int = 5_000_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, seen from outside: `reason` is what stopped it, or "ended" by itself."""
+
+    reason: Reason
+    seconds: float
+    peak_mib: int
+    messages: str
+
+
+def find_bubblewrap() -> str:
+    """The path of bubblewrap.
+
+    Raises:
+        RuntimeError: when it is not installed; the message names the package and the way around.
+    """
+    path = shutil.which("bwrap")
+    if path is None:
+        raise RuntimeError(
+            "grading runs submissions inside bubblewrap, and `bwrap` was not found. Install the "
+            "package `bubblewrap` (Debian, Ubuntu: apt install bubblewrap; Fedora: dnf install "
+            "bubblewrap), or choose `--sandbox none`, which lets submissions read and change your "
+            "files, and is written into every result."
+        )
+    return path
+
+
+def check_bubblewrap() -> None:
+    """Make sure that bubblewrap is there and works on this machine.
+
+    Raises:
+        RuntimeError: with what to do about it.
+    """
+    command = [find_bubblewrap(), *ISOLATION, "--ro-bind", "/", "/", "--", "/bin/true"]
+    tried = subprocess.run(command, capture_output=True, text=True, check=False)
+    if tried.returncode:
+        raise RuntimeError(
+            f"bubblewrap cannot make a sandbox here: {tried.stderr.strip()} (version 0.8 or newer "
+            "is needed, and user namespaces must be allowed). `--sandbox none` grades without."
+        )
+
+
+def package_copies(blocked: Sequence[str], destination: Path) -> dict[Path, Path]:
+    """Copies of the packages a run may import, in which the `blocked` functions only raise.
+
+    The run sees these files instead of the installed ones, so that reloading, a fresh process or
+    reading the source gives no more than importing does.
+
+    Args:
+        blocked: dotted names such as `kdcourse.soft_targets.soft_target_loss`.
+        destination: an existing folder for the copies.
+
+    Returns:
+        The copy of each installed package folder.
+
+    Raises:
+        ValueError: for a name that is not a function or class at the top level of its module.
+    """
+    copies = {}
+    for package in sorted({"kdcourse", *(name.split(".")[0] for name in blocked)}):
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ValueError(f"blocked names are module.function of a package, got {package!r}")
+        original = Path(spec.submodule_search_locations[0])
+        copies[original] = destination / package
+        shutil.copytree(original, copies[original], ignore=shutil.ignore_patterns("__pycache__"))
+    by_module: dict[str, set[str]] = {}
+    for name in blocked:
+        module, _, function = name.rpartition(".")
+        by_module.setdefault(module, set()).add(function)
+    for module, functions in by_module.items():
+        stem = destination.joinpath(*module.split("."))
+        path = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
+        path.write_text(_switch_off(path.read_text(encoding="utf-8"), module, functions))
+    return copies
+
+
+def run(
+    job: Path,
+    scratch: Path,
+    *,
+    copies: dict[Path, Path],
+    limits: Limits,
+    sandbox: Sandbox,
+) -> Outcome:
+    """Run the notebook in `job` and wait until it and everything it started is gone.
+
+    Args:
+        job: notebook, settings and hidden inputs; read-only for the run.
+        scratch: the only place the run may write to.
+        copies: what `package_copies` returned.
+        limits: when to stop it.
+        sandbox: "bwrap", or "none" for no isolation at all.
+    """
+    import psutil
+
+    (scratch / "work").mkdir()
+    runner = next(iter(copies.values())).parent / "kdcourse" / "grading" / "run.py"
+    if sandbox == "bwrap":
+        original = next(source for source, copy in copies.items() if copy.name == "kdcourse")
+        inside = original / "grading" / "run.py"
+        command = [*_bubblewrap(job, scratch, copies), str(inside), "/job", "/scratch"]
+        environment = {"PATH": os.environ.get("PATH", os.defpath)}
+    else:
+        command = [sys.executable, "-P", str(runner), str(job), str(scratch)]
+        environment = _environment(job, scratch, [runner.parents[2]])
+    with (scratch.parent / "messages").open("w+b") as messages:
+        start = time.monotonic()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=messages,
+            stderr=messages,
+            env=environment,
+            cwd=scratch / "work",
+            start_new_session=True,
+        )
+        seen = {process.pid: psutil.Process(process.pid)}
+        try:
+            reason, peak = _watch(process, scratch, limits, start, seen)
+        finally:
+            _end(process, seen)
+        messages.seek(0)
+        text = messages.read(4000).decode(errors="replace")
+    return Outcome(reason, time.monotonic() - start, round(peak), text)
+
+
+def _environment(job: Path, scratch: Path, packages: Sequence[Path]) -> dict[str, str]:
+    """The whole environment of a run: nothing of the grader's own is passed on."""
+    return {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "HOME": str(scratch / "work"),
+        "TMPDIR": str(scratch / "work"),
+        "IPYTHONDIR": str(scratch / "work" / ".ipython"),
+        "MPLCONFIGDIR": str(scratch / "work" / ".matplotlib"),
+        "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
+        "PYTHONPATH": ":".join(str(path) for path in packages),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "LANG": "C.UTF-8",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "KDCOURSE_JOB": str(job),
+        "KDCOURSE_ANSWERS": str(scratch / "answers"),
+    }
+
+
+def _bubblewrap(job: Path, scratch: Path, copies: dict[Path, Path]) -> list[str]:
+    command = [find_bubblewrap(), *ISOLATION, "--hostname", "sandbox"]
+    command += ["--clearenv", "--dev", "/dev", "--proc", "/proc"]
+    for folder in ("/dev/shm", "/tmp"):
+        command += ["--size", str(64 * 2**20), "--tmpfs", folder]
+    for name in dict.fromkeys([*SYSTEM, sys.base_prefix, sys.prefix]):
+        path = Path(name)
+        if name in SYSTEM and path.is_symlink() and path.is_dir():  # /lib -> usr/lib
+            command += ["--symlink", str(path.readlink()), name]
+        else:
+            command += ["--ro-bind-try", name, name]
+    for original, copy in copies.items():
+        command += ["--ro-bind", str(copy), str(original)]
+    command += ["--ro-bind", str(job), "/job", "--bind", str(scratch), "/scratch"]
+    command += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/scratch/work"]
+    packages = list(dict.fromkeys(original.parent for original in copies))
+    for name, value in _environment(Path("/job"), Path("/scratch"), packages).items():
+        command += ["--setenv", name, value]
+    return [*command, "--", sys.executable, "-P"]
+
+
+def _watch(
+    process: subprocess.Popen, scratch: Path, limits: Limits, start: float, seen: dict[int, Any]
+) -> tuple[Reason, float]:
+    """Wait for the end of `process`, or for the first limit that its process tree breaks.
+
+    Adds every process it sees to `seen`; returns the reason and the highest memory use in MiB.
+    """
+    import psutil
+
+    root = seen[process.pid]
+    peak, turn = 0.0, 0
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.05 if turn < 20 else 0.2)
+            return "ended", peak
+        turn += 1
+        tree = [root]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            tree += root.children(recursive=True)
+        seen.update((member.pid, member) for member in tree)
+        used = _memory_mib(tree, limits.memory_mib)
+        peak = max(peak, used)
+        if time.monotonic() - start > limits.seconds:
+            return "timeout", peak
+        if used > limits.memory_mib:
+            return "memory", peak
+        if len(tree) > limits.processes:
+            return "processes", peak
+        if turn % 5 == 0 and _disk_mib(scratch) > limits.disk_mib:
+            return "disk", peak
+
+
+def _memory_mib(tree: Sequence[Any], limit: float) -> float:
+    """Resident memory of all processes; near the limit, shared pages are counted once (PSS)."""
+    import psutil
+
+    def resident(process: Any) -> float:
+        with contextlib.suppress(psutil.Error, OSError):
+            return process.memory_info().rss / 2**20
+        return 0.0
+
+    def proportional(process: Any) -> float:
+        with contextlib.suppress(psutil.Error, OSError):
+            return process.memory_full_info().pss / 2**20
+        return resident(process)
+
+    total = sum(map(resident, tree))
+    return total if total <= limit else sum(map(proportional, tree))
+
+
+def _disk_mib(folder: Path) -> float:
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += (Path(parent) / name).lstat().st_blocks * 512
+    return total / 2**20
+
+
+def _end(process: subprocess.Popen, seen: dict[int, Any]) -> None:
+    """End the run and all that was seen of it, and wait until it is gone.
+
+    With bubblewrap the first process of the namespace is among them, and takes along the rest.
+    """
+    import psutil
+
+    for member in seen.values():
+        with contextlib.suppress(psutil.Error):
+            member.kill()
+    process.wait()
+    psutil.wait_procs([member for member in seen.values() if member.pid != process.pid], timeout=10)
+
+
+def _switch_off(source: str, module: str, names: set[str]) -> str:
+    """`source` with the bodies of the named functions and classes replaced by an error."""
+    tree = ast.parse(source)
+    found = set()
+    for node in tree.body:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name not in names:
+            continue
+        found.add(node.name)
+        message = (
+            f"this exercise asks you to write {node.name} yourself: "
+            f"while grading, {module}.{node.name} is switched off"
+        )
+        error = ast.parse(f"raise RuntimeError({message!r})").body
+        if isinstance(node, ast.FunctionDef):
+            node.body = error
+        else:
+            init = ast.parse("def __init__(self, *args, **kwargs): ...").body[0]
+            init.body = error  # type: ignore[attr-defined]
+            node.body = [init]
+    if found != names:
+        raise ValueError(f"{module} has no function or class named {sorted(names - found)}")
+    return ast.unparse(tree) + "\n"
