@@ -111,22 +111,36 @@ class DistillationObjective(nn.Module):
 
     Args:
         student: maps inputs `[B, ...]` to logits `[B, C]`; trained.
-        teacher: likewise; frozen.
         objective: called with `(student_logits, teacher_logits, labels)`, returns named terms.
+        teacher: maps inputs to logits too; frozen. None where every batch brings its logits.
     """
 
     def __init__(
-        self, *, student: nn.Module, teacher: nn.Module | FrozenTeacher, objective: nn.Module
+        self,
+        *,
+        student: nn.Module,
+        objective: nn.Module,
+        teacher: nn.Module | FrozenTeacher | None = None,
     ) -> None:
         super().__init__()
         self.student = student
-        self.teacher = teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher)
         self.objective = objective
+        if teacher is not None and not isinstance(teacher, FrozenTeacher):
+            teacher = FrozenTeacher(teacher)
+        self.teacher = teacher
 
     def forward(self, batch: Sequence[Tensor]) -> tuple[Terms, Terms]:
         """Loss terms and metrics of one batch."""
         inputs, labels, *cached = batch
-        teacher_logits = cached[0] if cached else self.teacher(inputs)
+        if cached:
+            teacher_logits = cached[0]
+        elif self.teacher is not None:
+            teacher_logits = self.teacher(inputs)
+        else:
+            raise ValueError(
+                "without a teacher every batch must be (inputs, labels, teacher_logits), got "
+                f"{len(batch)} elements: see cache_teacher_logits"
+            )
         student_logits = self.student(inputs)
         metrics = {
             "student_accuracy": accuracy(student_logits, labels),

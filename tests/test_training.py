@@ -153,7 +153,9 @@ class TestFrozenTeacher:
         )
         wrong = TensorDataset(torch.randn(4, 6), torch.zeros(4))  # labels are not integers
         with pytest.raises(ValueError, match="labels must be integer"):
-            trainer.fit(DataLoader(wrong, batch_size=4), torch.optim.SGD(student.parameters(), lr=0.1))
+            trainer.fit(
+                DataLoader(wrong, batch_size=4), torch.optim.SGD(student.parameters(), lr=0.1)
+            )
         assert teacher.training
         assert all(parameter.requires_grad for parameter in teacher.parameters())
         assert_same(before, weights(teacher))
@@ -323,6 +325,13 @@ class TestCache:
         )
         teacher.forward = None
         joined(cached.tensors)
+
+    def test_without_a_teacher_every_batch_needs_logits(self) -> None:
+        data = toy_data()
+        joined = DistillationObjective(student=network(2), objective=SoftTargetDistillation())
+        joined(cache_teacher_logits(network(1), data).tensors)
+        with pytest.raises(ValueError, match=r"must be \(inputs, labels, teacher_logits\), got 2"):
+            joined(data.tensors)
 
     def test_teacher_is_left_as_it_came(self) -> None:
         teacher = network(1, dropout=0.5)
