@@ -33,13 +33,16 @@ def read_regular(path: Path, *, max_bytes: int, inside: Path | None = None) -> b
     finally:
         if folder is not None:
             os.close(folder)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise FileProblem("not an ordinary file")
         if status.st_size > max_bytes:
             raise FileProblem(f"too large: {status.st_size / 2**20:.1f} MiB")
-        return file.read(max_bytes + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(max_bytes + 1)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
