@@ -64,6 +64,7 @@ def claim(
     at_most: float | None = None,
     within: float | None = None,
     unit: str = "points",
+    over: str = "seeds",
 ) -> Interval:
     """Check a sentence of the text against its numbers; fail the notebook if it is not true.
 
@@ -77,6 +78,7 @@ def claim(
         at_most: the interval must lie at or below this.
         within: the interval must lie inside ± this: no difference of a size that matters.
         unit: of the differences, for the printed line.
+        over: what the numbers are repetitions over, for the printed line.
 
     Returns:
         The interval.
@@ -104,9 +106,9 @@ def claim(
         "within ±": -bound <= effect.low and effect.high <= bound,
     }[words]
     needs = f"within ±{bound:g}" if within is not None else f"{words} {bound:+g}"
-    detail = f"effect {effect} {unit} over {effect.n} seeds; the claim needs {needs}"
+    detail = f"effect {effect} {unit} over {effect.n} {over}; the claim needs {needs}"
     if effect.n < FEWEST_SEEDS:
-        print(f"Not judged, too few seeds to judge: {sentence}\n  {detail}")
+        print(f"Not judged, too few {over} to judge: {sentence}\n  {detail}")
     elif holds:
         print(f"Holds: {sentence}\n  {detail}")
     else:
