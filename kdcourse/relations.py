@@ -576,7 +576,7 @@ def _gram_and_distances(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     scale = gram.diagonal() + gram.diagonal()[:, None]
     squared = scale - 2 * gram
     limits = torch.finfo(gram.dtype)
-    positive = squared > 100 * limits.eps * scale + limits.tiny**0.5
+    positive = squared > 100 * limits.eps * scale + limits.tiny
     return gram, torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
 
 

@@ -118,6 +118,14 @@ def test_pkt_eps() -> None:
     )
 
 
+def test_pkt_of_opposites_whose_cosine_rounds_below_minus_one() -> None:
+    for seed in range(50):
+        row = draw(1, 300, seed=seed).float()
+        gradients(
+            lambda s, t: pkt_loss(s, t, eps=1e-12), torch.cat((row, -row)), draw(2, 4).float()
+        )
+
+
 def test_the_gram_loss_shrinks_with_the_square_of_the_batch() -> None:
     """Sold as angle-wise, it is 2e-5 at 256 examples: the usual weights switch it off."""
     losses = {
@@ -218,6 +226,23 @@ def test_degenerate_batches_are_finite(loss, kind: str, dtype: torch.dtype) -> N
         assert value >= -1e-6
         if kind not in ("tiny", "nearly collapsed"):
             assert gradient.abs().max() < 1e3
+
+
+@each_loss
+@pytest.mark.parametrize("exponent", range(-26, -8))
+def test_tiny_embeddings_have_finite_gradients(loss, exponent: int) -> None:
+    student, teacher = 10.0**exponent * draw(6, 5).float(), draw(6, 4, seed=1).float()
+    gradients(loss, student, teacher)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_duplicates_are_known_through_the_rounding_of_long_rows(dtype: torch.dtype) -> None:
+    student, teacher = 10 + draw(8, 512, dtype=dtype), draw(16, 64, seed=1, dtype=dtype)
+    student = torch.cat((student, student))
+    for loss in (distance_loss, angle_loss):
+        torch.testing.assert_close(
+            loss(student, teacher), LOSSES[loss](student, teacher), rtol=1e-4, atol=0
+        )
 
 
 @each_loss
