@@ -3,14 +3,16 @@
 import json
 import os
 import struct
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from kdcourse import notebooks
-from kdcourse.grading import compare, feedback, key, probe, report, sandbox, submission
+from kdcourse.grading import compare, feedback, key, probe, report, sandbox, submission, submit
 from kdcourse.grading.files import FileProblem, read_regular, write_atomic
 from kdcourse.grading.grade import safe_name
 
@@ -391,3 +393,37 @@ def test_the_feedback_page_escapes_everything():
 def test_a_report_needs_results(tmp_path):
     with pytest.raises(ValueError, match="holds no results"):
         report.load_results(tmp_path)
+
+
+# Handing in
+
+
+def test_the_last_cell_writes_the_notebook_without_outputs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cell = {"cell_type": "code", "source": "1", "outputs": [{"output_type": "stream"}]}
+    Path("mine.ipynb").write_text(json.dumps({"nbformat": 4, "cells": [cell]}))
+    monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "mine.ipynb"))
+    submit.write_submission("double")
+    assert "Wrote double-submission.ipynb" in capsys.readouterr().out
+    written = json.loads(Path("double-submission.ipynb").read_text())["cells"]
+    assert written == [{**cell, "outputs": [], "execution_count": None}]
+
+
+def test_where_the_path_is_unknown_the_learner_is_told_to_save(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    submit.write_submission("double")
+    assert "Save this notebook" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_in_colab_the_browser_downloads_the_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    downloads = []
+    message = SimpleNamespace(blocking_request=lambda *a, **k: {"ipynb": {"cells": []}})
+    colab = SimpleNamespace(_message=message, files=SimpleNamespace(download=downloads.append))
+    monkeypatch.setitem(sys.modules, "google", SimpleNamespace(colab=colab))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    submit.write_submission("double")
+    assert downloads == ["double-submission.ipynb"]
+    assert json.loads(Path("double-submission.ipynb").read_text()) == {"cells": []}
