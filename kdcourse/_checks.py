@@ -148,7 +148,12 @@ def check_batch(tensor: Tensor, *, name: str = "student", minimum: int = 2) -> N
 
 
 def check_labels(labels: Tensor, logits: Tensor, *, name: str = "labels") -> None:
-    """`labels` must be integer class indices, one for each row of `logits`."""
+    """`labels` must be class indices in `[0, C)`, one for each row of `logits`.
+
+    >>> check_labels(torch.tensor([3]), torch.zeros(1, 3))
+    Traceback (most recent call last):
+    ValueError: labels must lie between 0 and 2, got values from 3 to 3
+    """
     require(
         isinstance(labels, Tensor)
         and not labels.is_floating_point()
@@ -161,6 +166,12 @@ def check_labels(labels: Tensor, logits: Tensor, *, name: str = "labels") -> Non
             else type(labels).__name__
         ),
     )
+    if labels.numel() > 0 and not torch.compiler.is_compiling():
+        low, high, classes = int(labels.min()), int(labels.max()), logits.shape[-1]
+        require(
+            low >= 0 and high < classes,
+            f"{name} must lie between 0 and {classes - 1}, got values from {low} to {high}",
+        )
 
 
 def check_mask(mask: Tensor, expected: torch.Size) -> None:

@@ -145,4 +145,4 @@ def hard_target_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
     check_labels(labels, student_logits)
     require(labels.numel() > 0, f"labels must not be empty, got {list(labels.shape)}")
     logits = widen(student_logits).reshape(-1, student_logits.shape[-1])
-    return F.cross_entropy(logits, labels.reshape(-1))
+    return F.cross_entropy(logits, labels.long().reshape(-1))
