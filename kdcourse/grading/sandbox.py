@@ -275,7 +275,19 @@ def _end(process: subprocess.Popen, seen: dict[int, Any]) -> None:
         with contextlib.suppress(psutil.Error):
             member.kill()
     process.wait()
-    psutil.wait_procs([member for member in seen.values() if member.pid != process.pid], timeout=10)
+    deadline = time.monotonic() + 10
+    while any(map(_alive, seen.values())) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _alive(process: Any) -> bool:
+    """Still running; a zombie is not, whoever may be late to collect it."""
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _switch_off(source: str, module: str, names: set[str]) -> str:
