@@ -214,6 +214,17 @@ def test_sliders_move_their_figure_by_keyboard(opened: Opened) -> None:
         assert slider.evaluate(SHOWN) == before, f"the slider {name!r} does not come back"
 
 
+def test_quizzes_answer_by_keyboard(opened: Opened) -> None:
+    questions = opened.page.locator(".Quiz:has(input[type=radio])").all()
+    for question in questions:
+        assert question.locator(".Feedback").inner_text() == ""
+        question.locator("input[type=radio]").first.focus()
+        opened.page.keyboard.press("Space")
+        expect(question.locator(".Feedback")).not_to_be_empty()
+    if questions:
+        opened.page.reload()
+
+
 def test_colab_opens_this_notebook(opened: Opened) -> None:
     links = opened.page.eval_on_selector_all(
         'a[href*="colab.research.google.com"]', "links => links.map(link => link.href)"
