@@ -224,14 +224,16 @@ def _dist_terms(
 
 def _correlation(first: Tensor, second: Tensor, dim: int) -> Tensor:
     """Pearson's correlation along `dim`; 0, without gradient, where one side is constant."""
-    directions = []
+    sides = []
     for values in (first, second):
-        centred = values - values.mean(dim, keepdim=True)
-        spread = torch.linalg.vector_norm(centred, dim=dim, keepdim=True)
-        rounding = 8 * torch.finfo(values.dtype).eps * values.detach().amax(dim, keepdim=True)
-        varied = spread > rounding * values.shape[dim] ** 0.5
-        directions.append(torch.where(varied, centred, 0) / torch.where(varied, spread, 1))
-    return (directions[0] * directions[1]).sum(dim)
+        mean = values.mean(dim, keepdim=True)
+        centred = values - mean
+        square = (centred * centred).sum(dim)
+        rounding = 8 * torch.finfo(values.dtype).eps * mean.detach().squeeze(dim)
+        varied = square > rounding**2 * values.shape[dim]
+        sides.append((centred, torch.where(varied, torch.where(varied, square, 1).rsqrt(), 0)))
+    (first, first_scale), (second, second_scale) = sides
+    return (first * second).sum(dim) * first_scale * second_scale
 
 
 class DISTDistillation(nn.Module):
@@ -314,11 +316,10 @@ def standardize_logits(logits: Tensor, *, eps: float = 1e-7) -> Tensor:
         f"logits must hold at least 2 classes, got {shape(logits)}",
     )
     logits = widen(logits)
-    deviation = logits.std(-1, keepdim=True)
-    largest = logits.detach().abs().amax(-1, keepdim=True)
-    varied = deviation > 8 * torch.finfo(logits.dtype).eps * largest
-    centred = torch.where(varied, logits - logits.mean(-1, keepdim=True), 0)
-    return centred / torch.where(varied, deviation + eps, 1)
+    deviation, mean = torch.std_mean(logits, -1, keepdim=True)
+    varied = deviation > 8 * torch.finfo(logits.dtype).eps * mean.detach().abs()
+    scale = torch.where(varied, 1 / (torch.where(varied, deviation, 1) + eps), 0)
+    return (logits - mean) * scale
 
 
 class StandardizedDistillation(SoftTargetDistillation):

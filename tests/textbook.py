@@ -149,3 +149,89 @@ def angle_by_loops(student: Tensor, teacher: Tensor) -> Tensor:
     return torch.stack(
         [F.smooth_l1_loss(cosine(student, *t), cosine(teacher, *t)) for t in triples]
     ).mean()
+
+
+def decoupled(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    temperature: float = 4.0,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+) -> Tensor:
+    """From probabilities: right for moderate logits, NaN for large ones."""
+    label = F.one_hot(labels, student.shape[1]).bool()
+    p_s, p_t = (F.softmax(x / temperature, dim=1) for x in (student, teacher))
+
+    def binary(p: Tensor) -> Tensor:
+        return torch.stack([(p * label).sum(1), (p * ~label).sum(1)])
+
+    target = (binary(p_t) * (binary(p_t) / binary(p_s)).log()).sum(0)
+    rest_s, rest_t = (p[~label].reshape(len(p), -1) for p in (p_s, p_t))
+    q_s, q_t = (rest / rest.sum(1, keepdim=True) for rest in (rest_s, rest_t))
+    others = (q_t * (q_t / q_s).log()).sum(1)
+    return temperature**2 * (alpha * target + beta * others).mean()
+
+
+def dist(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 1.0,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+) -> Tensor:
+    p_s, p_t = (F.softmax(x / temperature, dim=1) for x in (student, teacher))
+
+    def decorrelation(a: Tensor, b: Tensor) -> Tensor:
+        a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
+        return 1 - F.cosine_similarity(a, b, dim=1).mean()
+
+    inter, intra = decorrelation(p_s, p_t), decorrelation(p_s.T, p_t.T)
+    return temperature**2 * (beta * inter + gamma * intra)
+
+
+def standardized_soft_target(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+    s, t = (
+        (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-7) for x in (student, teacher)
+    )
+    return soft_target(s, t, temperature)
+
+
+def mutual(logits: list[Tensor], labels: Tensor, temperature: float = 1.0) -> Tensor:
+    total = torch.zeros((), dtype=logits[0].dtype)
+    for i, own in enumerate(logits):
+        total = total + F.cross_entropy(own, labels)
+        for j, peer in enumerate(logits):
+            if j != i:
+                total = total + soft_target(own, peer.detach(), temperature) / (len(logits) - 1)
+    return total
+
+
+def self_distillation(
+    final: Tensor, exits: list[Tensor], labels: Tensor, temperature: float = 4.0
+) -> Tensor:
+    total = F.cross_entropy(final, labels)
+    for leave in exits:
+        soft = soft_target(leave, final.detach(), temperature)
+        total = total + 0.5 * (soft + 0.5 * F.cross_entropy(leave, labels)) / len(exits)
+    return total
+
+
+def be_your_own_teacher(
+    final: Tensor,
+    exits: list[Tensor],
+    labels: Tensor,
+    mapped: list[Tensor],
+    last: Tensor,
+    temperature: float = 3.0,
+    alpha: float = 0.3,
+    hint_weight: float = 0.03,
+) -> Tensor:
+    """`mapped` are the earlier exits' features in the width of the last stage's, `last`."""
+    total = F.cross_entropy(final, labels)
+    p_t = F.softmax(final.detach() / temperature, dim=1)
+    for leave in exits:
+        log_s = F.log_softmax(leave / temperature, dim=1)
+        divergence = (p_t * (p_t.log() - log_s)).sum(1).mean()
+        total = total + (1 - alpha) * F.cross_entropy(leave, labels) + alpha * divergence
+    return total + hint_weight * sum(hint(own, last.detach()) for own in mapped)
