@@ -44,7 +44,7 @@ notebooks: .venv/.installed-book ## Write the notebooks from book/sources
 	$(PY) -m kdcourse.notebooks
 
 teachers: .venv/.installed-book ## Train the teachers that ship with the package again
-	$(PY) -m kdcourse.models
+	$(PY) -m kdcourse.weights
 
 serve: book ## Build the book and serve it at http://localhost:8000 (PORT=... for another port)
 	$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html

@@ -7,15 +7,101 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from torch.utils.data import TensorDataset
 
 from ._checks import require
 from .claims import interval
+from .data import TensorLoader
+from .training import fit, predict
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 Row = dict[str, Any]
+
+
+def train(
+    objective: nn.Module,
+    dataset: TensorDataset,
+    *,
+    seed: int,
+    epochs: int,
+    batch_size: int = 64,
+    lr: float = 1e-2,
+    weight_decay: float = 1e-2,
+) -> "pd.DataFrame":
+    """The recipe of every experiment in the course: AdamW, and one cycle of the learning rate.
+
+    Args:
+        objective: trained in place, see `kdcourse.training`.
+        dataset: gone through `epochs` times in an order drawn from the seed.
+        seed: of everything random during training; weights are drawn when a model is made.
+        epochs: how often each example is seen.
+        batch_size: examples a step.
+        lr: highest learning rate of the cycle.
+        weight_decay: decoupled, on every parameter.
+
+    Returns:
+        The history of `fit`.
+
+    Reference:
+        Smith and Topin (2018), "Super-Convergence", arXiv:1708.07120; Loshchilov and Hutter (2019),
+        "Decoupled Weight Decay Regularization", arXiv:1711.05101.
+    """
+    loader = TensorLoader(dataset, batch_size, seed=seed)
+    trainable = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=lr, weight_decay=weight_decay, fused=True)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=lr, total_steps=max(epochs * len(loader), 1)
+    )
+    return fit(
+        objective,
+        loader,
+        optimizer,
+        epochs=epochs,
+        scheduler=scheduler,
+        seed=seed,
+        progress=False,
+    )
+
+
+def cost(model: nn.Module, example: torch.Tensor) -> dict[str, float]:
+    """What a network costs to keep and to ask, measured on this machine.
+
+    Args:
+        model: asked in eval mode; left as it came.
+        example: a batch of one input.
+
+    Returns:
+        `parameters`; `kib` of weights in memory; `multiply_adds` of one answer, in millions; and
+        `milliseconds` for one answer, the median of repeated calls on one thread.
+
+    Example:
+        >>> report = cost(nn.Linear(1000, 1000, bias=False), torch.zeros(1, 1000))
+        >>> report["parameters"], report["kib"], report["multiply_adds"]
+        (1000000, 3906.25, 1.0)
+    """
+    from torch.utils.benchmark import Timer
+    from torch.utils.flop_counter import FlopCounterMode
+
+    parameters = list(model.parameters())
+    counter = FlopCounterMode(display=False)
+    with counter:
+        predict(model, TensorDataset(example))
+    timer = Timer("call()", globals={"call": _asker(model, example)}, num_threads=1)
+    return {
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "kib": sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 1024,
+        "multiply_adds": counter.get_total_flops() / 2e6,
+        "milliseconds": 1e3 * timer.blocked_autorange(min_run_time=0.2).median,
+    }
+
+
+def _asker(model: nn.Module, example: torch.Tensor) -> Callable[[], torch.Tensor]:
+    data = [(example,)]
+    return lambda: predict(model, data)
 
 
 def run(

@@ -1,0 +1,1 @@
+"""The teachers' weights, and `python -m kdcourse.weights` that trains them again."""
