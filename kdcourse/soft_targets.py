@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._checks import (
+    check_floating,
     check_labels,
     check_mask,
     check_same_shape,
     check_temperature,
     check_weight,
     require,
+    shape,
     widen,
 )
 
@@ -135,14 +137,18 @@ def hard_target_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
         A 0-d tensor.
 
     Raises:
-        ValueError: for labels of the wrong shape, type or range.
+        ValueError: for empty logits, or labels of the wrong shape, type or range.
 
     Example:
         >>> import torch
         >>> round(hard_target_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0])).item(), 4)
         0.1269
     """
+    check_floating("student_logits", student_logits)
+    require(
+        student_logits.dim() >= 1 and student_logits.numel() > 0,
+        f"student_logits must be a non-empty [..., C], got {shape(student_logits)}",
+    )
     check_labels(labels, student_logits)
-    require(labels.numel() > 0, f"labels must not be empty, got {list(labels.shape)}")
     logits = widen(student_logits).reshape(-1, student_logits.shape[-1])
     return F.cross_entropy(logits, labels.long().reshape(-1))
