@@ -174,7 +174,8 @@ def dist_loss(
 
     :math:`P = \mathrm{softmax}(z / T)` and :math:`\rho` is Pearson's correlation: over the classes
     of one example (the rows), and over the examples of the batch for one class (the columns). Where
-    one side is constant, up to rounding, the correlation counts as 0 and has no gradient.
+    one side is constant, up to rounding, the correlation counts as 0 and has no gradient; in
+    float32 that includes probabilities that differ by less than about 1e-10.
 
     Args:
         student_logits: `[B, C]`, B >= 2 and C >= 2.
@@ -230,7 +231,10 @@ def _correlation(first: Tensor, second: Tensor, dim: int) -> Tensor:
         centred = values - mean
         square = (centred * centred).sum(dim)
         rounding = 8 * torch.finfo(values.dtype).eps * mean.detach().squeeze(dim)
-        varied = square > rounding**2 * values.shape[dim]
+        underflow = (
+            torch.finfo(values.dtype).tiny ** 0.5
+        )  # below it the gradient of rsqrt overflows
+        varied = square > (rounding**2 * values.shape[dim]).clamp_min(underflow)
         sides.append((centred, torch.where(varied, torch.where(varied, square, 1).rsqrt(), 0)))
     (first, first_scale), (second, second_scale) = sides
     return (first * second).sum(dim) * first_scale * second_scale
@@ -806,6 +810,10 @@ def train_chain(
         own_seed = int(torch.randint(2**62, (), generator=generator))
         torch.manual_seed(own_seed)
         model = model_fn()
+        require(
+            all(model is not other for other in [teacher, *(link.model for link in chain)]),
+            "model_fn must build a new network at every call, got an earlier one again",
+        )
         _check_fresh(model, initial)
         optimizer = torch.optim.Adam(model.parameters(), lr=lr)
         options: dict[str, Any] = {"epochs": epochs, "seed": own_seed, "progress": progress}
