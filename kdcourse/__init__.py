@@ -11,6 +11,38 @@ from typing import Any
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "advanced": [
+        "Curriculum",
+        "DISTDistillation",
+        "DecoupledDistillation",
+        "Ensemble",
+        "OnlineDistillation",
+        "OnlineObjective",
+        "ProgressiveDistillation",
+        "StandardizedDistillation",
+        "decoupled_loss",
+        "dist_loss",
+        "example_difficulty",
+        "standardize_logits",
+        "train_chain",
+    ],
+    "self_distillation": [
+        "BeYourOwnTeacher",
+        "BornAgainNetworks",
+        "ExitDistillation",
+        "SelfDistillation",
+        "SelfDistillationObjective",
+        "TeacherFreeObjective",
+        "ViewConsistencyObjective",
+        "early_exit",
+        "expected_calibration_error",
+        "label_smoothing_loss",
+        "reliability",
+        "self_distillation_loss",
+        "uniform_teacher_loss",
+        "view_consistency_loss",
+        "virtual_teacher_loss",
+    ],
     "soft_targets": ["SoftTargetDistillation", "hard_target_loss", "soft_target_loss"],
     "training": [
         "DistillationObjective",
