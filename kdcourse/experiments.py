@@ -142,7 +142,7 @@ def run(
     """
     import joblib
     import pandas as pd
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     seeds = list(range(seeds) if isinstance(seeds, int) else seeds)
     require(bool(seeds), "seeds must name at least one seed, got none")

@@ -250,7 +250,7 @@ def fit(
         FloatingPointError: if a term is not finite; the message names the term and the epoch.
     """
     import pandas as pd
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     require(epochs >= 0, f"epochs must be at least 0, got {epochs}")
     _check_all_held(objective, optimizer)
