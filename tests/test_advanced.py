@@ -58,6 +58,11 @@ LOSSES = [decoupled, dist_loss, standardized]
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 # Values
 
 

@@ -98,6 +98,11 @@ MODELS = {"convolutions": (conv_model, (32, 1, 8, 8)), "vectors": (vector_model,
 each_model = pytest.mark.parametrize(("build", "shape"), MODELS.values(), ids=MODELS)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 # The network
 
 
@@ -583,27 +588,33 @@ class StopError(Exception):
     pass
 
 
+class CountingLoader:
+    """Counts the epochs, and fails in the middle of a chosen one."""
+
+    def __init__(self, fails_in: int | None = None) -> None:
+        self.loader = toy_loader()
+        self.generator = self.loader.generator
+        self.fails_in = fails_in
+        self.epochs = 0
+
+    def __iter__(self):
+        for number, batch in enumerate(self.loader):
+            if self.epochs == self.fails_in and number == 2:
+                raise StopError
+            yield batch
+        self.epochs += 1
+
+
 @pytest.mark.parametrize("stopped_in", range(4))
 def test_born_again_resumes_in_any_generation(tmp_path, stopped_in: int) -> None:
-    class Failing:
-        def __init__(self) -> None:
-            self.loader = toy_loader()
-            self.generator = self.loader.generator
-            self.epochs = 0
-
-        def __iter__(self):
-            for number, batch in enumerate(self.loader):
-                if self.epochs == 2 * stopped_in + 1 and number == 2:
-                    raise StopError
-                yield batch
-            self.epochs += 1
-
     options = {"epochs_per_generation": 2, "lr": 1e-2, "progress": False, "directory": tmp_path}
+    first, second = CountingLoader(fails_in=2 * stopped_in + 1), CountingLoader()
     with pytest.raises(StopError):
-        BornAgainNetworks(network).train(Failing(), **options)
-    resumed = BornAgainNetworks(network)
+        BornAgainNetworks(network).train(first, **options)
     torch.manual_seed(123)
-    resumed.train(toy_loader(seed=9), **options)
+    resumed = BornAgainNetworks(network)
+    resumed.train(second, **options)
+    assert first.epochs + second.epochs == 4 * 2  # nothing is trained twice
     whole = born_again()
     for a, b in zip(resumed.generations, whole.generations, strict=True):
         torch.testing.assert_close(a.model.state_dict(), b.model.state_dict(), rtol=0, atol=0)
