@@ -1,0 +1,290 @@
+"""The image sets and what cuts them into batches."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from kdcourse import data
+from kdcourse.data import ImageData, TensorLoader, digits, glyphs, shift, subset, textured_shapes
+
+LOADERS = [digits, textured_shapes, glyphs]
+
+
+def different(images: Tensor) -> int:
+    """How many of the images differ."""
+    return len({image.numpy().tobytes() for image in images})
+
+
+def parts(images: ImageData) -> list[TensorDataset]:
+    return [images.train, images.validation, images.test]
+
+
+@pytest.mark.parametrize(
+    ("loader", "sizes", "side", "classes"),
+    [
+        (digits, [1097, 200, 500], 8, 10),
+        (textured_shapes, [4000, 1000, 3000], 16, 20),
+        (glyphs, [4000, 1000, 3000], 16, 26),
+    ],
+)
+def test_shapes_types_and_class_balance(loader, sizes, side, classes) -> None:
+    images = loader()
+    assert images.name == loader.__name__
+    assert len(images.class_names) == len(set(images.class_names)) == classes
+    assert images.licence
+    for part, size in zip(parts(images), sizes, strict=True):
+        inputs, labels = part.tensors
+        assert inputs.shape == (size, 1, side, side)
+        assert inputs.dtype == torch.float32
+        assert labels.shape == (size,)
+        assert labels.dtype == torch.int64
+        assert inputs.isfinite().all()
+        counts = labels.bincount(minlength=classes)
+        assert len(counts) == classes
+        # Generated classes differ by at most one; of the scans there are 174 to 183 of each digit.
+        allowed = 1 if loader is not digits else 0.04 * size / classes + 2
+        assert counts.max() - counts.min() <= allowed
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_the_seed_draws_the_images(loader) -> None:
+    first, same, other = loader(seed=3), loader(seed=3), loader(seed=4)
+    for one, two, three in zip(parts(first), parts(same), parts(other), strict=True):
+        assert torch.equal(one.tensors[0], two.tensors[0])
+        assert torch.equal(one.tensors[1], two.tensors[1])
+        assert not torch.equal(one.tensors[0], three.tensors[0])
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_loaders_leave_the_global_generator_alone(loader) -> None:
+    before = torch.get_rng_state()
+    loader(seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_no_image_is_in_two_parts_or_twice(loader) -> None:
+    everything = torch.cat([part.tensors[0] for part in parts(loader())])
+    assert different(everything) == len(everything)
+
+
+def test_pictures_share_no_drawing_even_without_noise() -> None:
+    for loader in (textured_shapes, glyphs):
+        images = loader(noise=0.0)
+        everything = torch.cat([part.tensors[0] for part in parts(images)])
+        assert different(everything) == len(everything), loader.__name__
+
+
+def test_digits_are_all_the_scans_scaled() -> None:
+    from sklearn.datasets import load_digits
+
+    scans = torch.tensor(load_digits().images, dtype=torch.float32).unsqueeze(1) / 16
+    ours = torch.cat([part.tensors[0] for part in parts(digits(seed=2))])
+    assert different(torch.cat([ours, scans])) == different(ours) == 1797
+    assert ours.min() == 0
+    assert ours.max() == 1
+
+
+def test_superclasses_follow_from_the_names() -> None:
+    images = textured_shapes(train_size=20, validation_size=20, test_size=20)
+    groups = images.superclasses
+    assert set(groups) == {"shape", "texture"}
+    names = [name.split() for name in images.class_names]
+    assert [data.SHAPES[i] for i in groups["shape"]] == [shape for _, shape in names]
+    assert [data.TEXTURES[i] for i in groups["texture"]] == [texture for texture, _ in names]
+    assert groups["shape"].bincount().tolist() == [4] * 5
+    assert groups["texture"].bincount().tolist() == [5] * 4
+
+
+def mean_spread(images: Tensor) -> Tensor:
+    """How much neighbours differ inside a picture: high for stripes and checks."""
+    return images.diff(dim=-1).abs().mean((1, 2, 3)) + images.diff(dim=-2).abs().mean((1, 2, 3))
+
+
+def test_each_picture_shows_what_its_class_says() -> None:
+    images = textured_shapes(noise=0.0)
+    inputs, labels = images.test.tensors
+    shape, texture = images.superclasses["shape"][labels], images.superclasses["texture"][labels]
+    spread = [mean_spread(inputs[texture == i]).mean() for i in range(4)]
+    plain, striped, checked, shaded = spread
+    assert min(striped, checked) > 1.2 * max(plain, shaded)
+    area = [(inputs[shape == i] > 0.05).float().mean() for i in range(5)]
+    disc, square, triangle, cross, ring = area
+    assert max(triangle, cross) < min(disc, square)
+    # Only the ring is dark at its centre of mass.
+    middle = []
+    for i in (0, 4):
+        pictures = (inputs[(shape == i) & (texture == 0)] > 0.3).float()
+        axis = torch.arange(16.0)
+        mass = pictures.sum((1, 2, 3))
+        row = ((pictures.sum(3)[:, 0] @ axis) / mass).round().long()
+        column = ((pictures.sum(2)[:, 0] @ axis) / mass).round().long()
+        middle.append(pictures[torch.arange(len(pictures)), 0, row, column].mean())
+    assert middle[0] > 0.99
+    assert middle[1] < 0.1
+    assert ring < square
+
+
+def test_noise_has_the_asked_standard_deviation() -> None:
+    for loader in (textured_shapes, glyphs):
+        clean, noisy = loader(noise=0.0).train.tensors[0], loader(noise=0.3).train.tensors[0]
+        assert (noisy - clean).std().item() == pytest.approx(0.3, abs=0.005), loader.__name__
+
+
+def test_sizes_change_no_other_part() -> None:
+    full, small = textured_shapes(), textured_shapes(train_size=100)
+    assert len(small.train) == 100
+    assert torch.equal(full.test.tensors[0], small.test.tensors[0])
+    assert torch.equal(full.validation.tensors[0], small.validation.tensors[0])
+
+
+def test_glyphs_use_sixteen_fonts_or_more_and_every_one_differs() -> None:
+    letters = data._render_letters()
+    assert letters.shape[0] == 26
+    assert letters.shape[1] >= 16
+    assert different(letters.flatten(0, 1)) == letters[..., 0, 0].numel()
+    assert letters.sum((2, 3)).min() > 50
+    # Hardly any ink lies on the border, where a letter would be cut off.
+    inner = letters[..., 1:-1, 1:-1].sum((2, 3))
+    assert (letters.sum((2, 3)) - inner).max() < 0.01 * inner.max()
+
+
+@pytest.mark.parametrize("loader", [textured_shapes, glyphs])
+@pytest.mark.parametrize("name", ["train_size", "validation_size", "test_size"])
+def test_a_part_must_have_pictures(loader, name) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        loader(**{name: 0})
+
+
+@pytest.mark.parametrize("loader", [textured_shapes, glyphs])
+@pytest.mark.parametrize("noise", [-0.1, float("nan")])
+def test_noise_must_be_a_standard_deviation(loader, noise) -> None:
+    with pytest.raises(ValueError, match="noise must be at least 0"):
+        loader(noise=noise)
+
+
+# Subsets
+
+
+def test_subset_is_stratified_seeded_and_of_the_right_size() -> None:
+    whole = textured_shapes().train
+    for size in (1, 19, 20, 500, 4000):
+        part = subset(whole, size, seed=0)
+        counts = part.tensors[1].bincount(minlength=20)
+        assert len(part) == size
+        assert counts.max() - counts.min() <= 1
+    one, same, other = (subset(whole, 500, seed=seed).tensors for seed in (1, 1, 2))
+    assert torch.equal(one[0], same[0])
+    assert not torch.equal(one[1], other[1])
+    assert different(one[0]) == 500
+
+
+def test_subset_keeps_what_belongs_to_a_sample_together() -> None:
+    index = torch.arange(100)
+    whole = TensorDataset(index.float(), index % 5, 10 * index)
+    inputs, labels, extra = subset(whole, 40, seed=0).tensors
+    assert torch.equal(inputs.long() % 5, labels)
+    assert torch.equal(10 * inputs.long(), extra)
+
+
+def test_subset_of_unequal_classes_keeps_their_shares() -> None:
+    labels = torch.tensor([0] * 80 + [1] * 20)
+    part = subset(TensorDataset(torch.arange(100), labels), 50, seed=0)
+    assert part.tensors[1].bincount().tolist() == pytest.approx([40, 10], abs=1)
+
+
+@pytest.mark.parametrize("size", [0, -1, 101])
+def test_subset_must_fit(size: int) -> None:
+    whole = TensorDataset(torch.zeros(100), torch.zeros(100, dtype=torch.long))
+    with pytest.raises(ValueError, match=f"size must be from 1 to 100, got {size}"):
+        subset(whole, size, seed=0)
+
+
+# Batches
+
+
+def numbers(size: int = 10) -> TensorDataset:
+    return TensorDataset(torch.arange(size), torch.arange(size) % 3, 2 * torch.arange(size))
+
+
+def test_every_example_comes_once_an_epoch_and_the_last_batch_is_short() -> None:
+    loader = TensorLoader(numbers(), 4)
+    batches = list(loader)
+    assert len(loader) == len(batches) == 3
+    assert [len(batch[0]) for batch in batches] == [4, 4, 2]
+    assert torch.cat([batch[0] for batch in batches]).sort().values.tolist() == list(range(10))
+    for inputs, labels, extra in batches:
+        assert torch.equal(labels, inputs % 3)
+        assert torch.equal(extra, 2 * inputs)
+
+
+def order(loader: TensorLoader) -> list[int]:
+    return torch.cat([batch[0] for batch in loader]).tolist()
+
+
+def test_the_order_follows_the_seed_and_changes_every_epoch() -> None:
+    loader, same, other = (TensorLoader(numbers(50), 8, seed=seed) for seed in (1, 1, 2))
+    first, second = order(loader), order(loader)
+    assert first != second
+    assert [first, second] == [order(same), order(same)]
+    assert first != order(other)
+
+
+def test_the_order_is_resumed_from_the_generators_state() -> None:
+    loader = TensorLoader(numbers(50), 8)
+    order(loader)
+    state = loader.generator.get_state()
+    expected = order(loader)
+    resumed = TensorLoader(numbers(50), 8, seed=9)
+    resumed.generator.set_state(state)
+    assert order(resumed) == expected
+
+
+def test_without_shuffling_the_order_is_the_data_sets() -> None:
+    assert order(TensorLoader(numbers(), 3, shuffle=False)) == list(range(10))
+
+
+def test_augmentation_changes_the_inputs_alone_and_draws_from_the_loaders_generator() -> None:
+    def jitter(inputs: Tensor, generator: torch.Generator) -> Tensor:
+        return inputs + torch.rand(inputs.shape, generator=generator)
+
+    whole = TensorDataset(torch.arange(20.0), torch.arange(20))
+    loader, same = (TensorLoader(whole, 8, augment=jitter) for _ in range(2))
+    for (inputs, labels), (again, _) in zip(loader, same, strict=True):
+        assert torch.equal(inputs, again)
+        assert torch.equal(inputs.floor().long(), labels)
+        assert not torch.equal(inputs, labels.float())
+    assert torch.equal(whole.tensors[0], torch.arange(20.0))
+
+
+def test_a_batch_has_at_least_one_example() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        TensorLoader(numbers(), 0)
+
+
+# Augmentation
+
+
+def test_shift_moves_each_image_its_own_way_and_loses_nothing() -> None:
+    images = torch.rand(200, 2, 5, 6, generator=torch.Generator().manual_seed(0))
+    moved = shift(images, torch.Generator().manual_seed(1), pixels=1)
+    assert moved.shape == images.shape
+    moves = set()
+    for before, after in zip(images, moved, strict=True):
+        fits = [
+            (dy, dx)
+            for dy in (-1, 0, 1)
+            for dx in (-1, 0, 1)
+            if torch.equal(before.roll((dy, dx), dims=(1, 2)), after)
+        ]
+        assert len(fits) == 1
+        moves |= set(fits)
+    assert len(moves) == 9
+
+
+def test_shift_by_nothing_is_nothing() -> None:
+    images = torch.rand(3, 1, 4, 4)
+    assert torch.equal(shift(images, torch.Generator(), pixels=0), images)
+    with pytest.raises(ValueError, match="pixels must be at least 0, got -1"):
+        shift(images, torch.Generator(), pixels=-1)
