@@ -553,7 +553,9 @@ class ViewConsistencyObjective(nn.Module):
 
     Args:
         model: maps inputs `[B, ...]` to logits `[B, C]`.
-        augment: makes a randomly changed copy of a batch of inputs; called twice a batch.
+        augment: called twice a batch with `(inputs, generator)`, as a `TensorLoader` calls it;
+            returns randomly changed inputs. The generator is PyTorch's own, which `fit` seeds and
+            saves.
         temperature: of the consistency.
         weight: of the consistency, at least 0.
     """
@@ -561,7 +563,7 @@ class ViewConsistencyObjective(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        augment: Callable[[Tensor], Tensor],
+        augment: Callable[[Tensor, torch.Generator], Tensor],
         *,
         temperature: float = 4.0,
         weight: float = 1.0,
@@ -577,7 +579,8 @@ class ViewConsistencyObjective(nn.Module):
     def forward(self, batch: Sequence[Tensor]) -> tuple[Terms, Terms]:
         """Loss terms and metrics of one batch."""
         inputs, labels = batch[:2]
-        logits = self.model(torch.cat([self.augment(inputs), self.augment(inputs)]))
+        views = [self.augment(inputs, torch.default_generator) for _ in range(2)]
+        logits = self.model(torch.cat(views))
         both = torch.cat([labels, labels])
         consistency = view_consistency_loss(*logits.chunk(2), temperature=self.temperature)
         terms = {

@@ -395,8 +395,8 @@ def test_two_views_are_drawn_for_each_batch() -> None:
     model = nn.Linear(7, 5)
     seen: list[Tensor] = []
 
-    def augment(inputs: Tensor) -> Tensor:
-        seen.append(inputs + torch.randn_like(inputs))
+    def augment(inputs: Tensor, generator: torch.Generator) -> Tensor:
+        seen.append(inputs + torch.randn(inputs.shape, generator=generator))
         return seen[-1]
 
     objective = ViewConsistencyObjective(model, augment, temperature=2.0, weight=3.0)
@@ -412,6 +412,22 @@ def test_two_views_are_drawn_for_each_batch() -> None:
     sum(terms.values()).backward()
     assert all(p.grad.abs().sum() > 0 for p in objective.parameters())
     assert 0 <= metrics["accuracy"] <= 1
+
+
+def test_the_same_seed_draws_the_same_views() -> None:
+    def learned(before: int) -> Tensor:
+        model = nn.Linear(7, 5)
+        nn.init.zeros_(model.weight)
+        nn.init.zeros_(model.bias)
+        torch.manual_seed(before)
+        objective = ViewConsistencyObjective(
+            model, lambda x, generator: x + torch.randn(x.shape, generator=generator)
+        )
+        optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
+        fit(objective, toy_loader(), optimizer, epochs=1, seed=0, progress=False)
+        return model.weight
+
+    assert torch.equal(learned(1), learned(2))
 
 
 # Controls
