@@ -423,3 +423,11 @@ def test_a_master_that_loses_points_is_refused(tmp_path):
     assert done.returncode == 2
     assert "does not earn its own points" in done.stderr
     assert not (tmp_path / "out" / "key").exists()
+
+
+def test_a_master_that_fails_its_own_checks_is_refused(tmp_path):
+    faulty = tmp_path / "faulty.md"
+    faulty.write_text(MASTER.read_text().replace("got == [4]", "got == [5]"))
+    done = kdcourse("assign", faulty, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "fails its own public checks" in done.stderr

@@ -13,6 +13,7 @@ from .files import write_atomic
 from .key import FORMAT, Key, declared
 from .sandbox import Limits, Sandbox
 from .score import score_parts
+from .selfcheck import MARKS
 from .submission import rebuild
 
 
@@ -61,6 +62,9 @@ def write_key(master: Any, name: str, folder: Path, *, isolation: Sandbox) -> Ke
     with executed_for(key, solved, limits=limits, isolation=isolation) as run:
         if run.status != "graded" or not run.answers.is_dir():
             raise ValueError(f"the master of {name} does not run: {run.note} {run.errors}")
+        failed = [out["text"] for out in run.outputs if MARKS["wrong"] in out["text"]]
+        if failed:
+            raise ValueError(f"the master of {name} fails its own public checks: {failed}")
         shutil.copytree(run.answers, draft / "reference")
         missing = [
             answer
