@@ -12,6 +12,7 @@ help: ## Show this list
 
 book: .venv/.installed-book ## Build the book: runs every notebook, any warning is an error
 	$(PY) book/assets/fetch.py
+	@rm -f _build/html/index.html # leads to the first page; written anew, in case that changed
 	@# After a failure the pages read so far are forgotten: their warnings must come again.
 	.venv/bin/jupyter-book build . -W -n --keep-going || { rm -rf _build/.doctrees; exit 1; }
 	@echo "The book is built. Open in a browser:"
