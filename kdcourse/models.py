@@ -58,7 +58,7 @@ class ConvNet(nn.Module):
         widths: channels of each stage.
         num_classes: `C`; the output is logits `[B, C]`.
         in_channels: of the images `[B, in_channels, H, W]`.
-        depth: convolutions a stage, the first of them strided.
+        depth: convolutions a stage, the first of them strided; at least 1.
 
     Attributes:
         stages: `nn.Sequential`, one module a stage; `stages.0` is the first.
@@ -74,6 +74,8 @@ class ConvNet(nn.Module):
         self, widths: Sequence[int], num_classes: int, *, in_channels: int = 1, depth: int = 1
     ) -> None:
         super().__init__()
+        require(len(widths) >= 1, "widths must name at least one stage, got none")
+        require(depth >= 1, f"depth must be at least 1, got {depth}")
         stages = []
         for width in widths:
             layers: list[nn.Module] = []
