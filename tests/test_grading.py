@@ -431,3 +431,17 @@ def test_a_master_that_fails_its_own_checks_is_refused(tmp_path):
     done = kdcourse("assign", faulty, "--out", tmp_path / "out")
     assert done.returncode == 2
     assert "fails its own public checks" in done.stderr
+
+
+def test_a_dask_cluster_does_the_same_work(assigned, student, tmp_path):
+    from distributed import LocalCluster
+
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.ipynb").write_text(json.dumps(student().solved().notebook))
+    (folder / "b.ipynb").write_text(json.dumps(student().answer(double=RIGHT_DOUBLE).notebook))
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster:
+        arguments = ("grade", MASTER, folder, "--out", out, "--key", assigned / "key")
+        done = kdcourse(*arguments, "--scheduler", cluster.scheduler_address)
+    assert done.returncode == 0, done.stderr
+    assert [row["score"] for row in rows(out).values()] == ["6", "4"]

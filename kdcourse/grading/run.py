@@ -92,6 +92,7 @@ def run(job: Path, scratch: Path) -> None:
                 interrupt_on_timeout=True,
                 timeout_func=lambda cell: max(1, int(0.6 * (settings["seconds"] - elapsed()))),
                 startup_timeout=60,
+                shutdown_kernel="immediate",
             )
             client.execute()
 
