@@ -2,6 +2,7 @@
 
 import json
 import os
+import py_compile
 import struct
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdcourse import notebooks
+from kdcourse import notebooks, soft_targets
 from kdcourse.grading import compare, feedback, key, probe, report, sandbox, submission, submit
 from kdcourse.grading.files import FileProblem, read_regular, write_atomic
 from kdcourse.grading.grade import safe_name
@@ -209,6 +210,19 @@ def test_only_plain_data_is_an_answer(answers, value):
         probe.answer("it", value)
 
 
+def test_an_array_of_objects_is_not_saved(answers):
+    with pytest.raises(ValueError, match="Object arrays"):
+        probe.answer("it", np.array([object()]))
+
+
+def test_a_repeated_cell_does_not_replace_the_first(master):
+    student = notebooks.student_version(master)
+    answer = next(cell for cell in student.cells if cell.id == "answer-fit")
+    student.cells.append({**answer, "source": "second = 2"})
+    built = submission.rebuild(master, cells_of(student))
+    assert [cell.id for cell in built.cells if "second" in cell.source] == ["answer-fit-added-1"]
+
+
 def test_hidden_inputs_are_arrays_by_name(tmp_path, monkeypatch):
     np.savez(tmp_path / "inputs.npz", a=np.arange(3))
     monkeypatch.setenv("KDCOURSE_JOB", str(tmp_path))
@@ -340,6 +354,7 @@ def test_an_unknown_exercise_lists_the_known_ones(tmp_path):
 
 
 def test_blocked_functions_and_classes_raise_in_the_copy(tmp_path):
+    py_compile.compile(soft_targets.__file__)  # compiled code would give the answer away
     blocked = ["kdcourse.soft_targets.soft_target_loss", "kdcourse.training.FrozenTeacher"]
     copies = sandbox.package_copies(blocked, tmp_path)
     assert list(copies.values()) == [tmp_path / "kdcourse"]
