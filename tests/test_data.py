@@ -76,6 +76,13 @@ def test_pictures_share_no_drawing_even_without_noise() -> None:
         assert different(everything) == len(everything), loader.__name__
 
 
+def test_parts_of_equal_size_and_neighbouring_seeds_share_nothing() -> None:
+    sizes = {"train_size": 50, "validation_size": 50, "test_size": 50}
+    for loader in (textured_shapes, glyphs):
+        drawn = [part.tensors[0] for seed in range(3) for part in parts(loader(seed=seed, **sizes))]
+        assert different(torch.cat(drawn)) == 9 * 50, loader.__name__
+
+
 def test_digits_are_all_the_scans_scaled() -> None:
     from sklearn.datasets import load_digits
 
