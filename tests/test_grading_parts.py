@@ -13,7 +13,17 @@ import pytest
 import torch
 
 from kdcourse import notebooks, soft_targets
-from kdcourse.grading import compare, feedback, key, probe, report, sandbox, submission, submit
+from kdcourse.grading import (
+    compare,
+    exports,
+    feedback,
+    key,
+    probe,
+    report,
+    sandbox,
+    submission,
+    submit,
+)
 from kdcourse.grading.files import FileProblem, read_regular, write_atomic
 from kdcourse.grading.grade import safe_name
 
@@ -403,6 +413,21 @@ def test_the_feedback_page_escapes_everything():
     assert "<script" not in page
     assert page.count("&lt;script&gt;") == 11
     assert "1.5 of 2 points" in page
+
+
+def test_scores_are_exported_for_gradescope_and_canvas():
+    part = {"title": "One", "message": "right", "points": 2, "score": 1.5, "part": "one"}
+    scores = {"student": "a,1", "score": 1.5, "max_score": 2, "parts": [part]}
+    result = {**scores, "status": "error", "note": "a cell raised"}
+    gradescope = json.loads(exports.gradescope(result))
+    assert (gradescope["score"], gradescope["output"]) == (1.5, "error: a cell raised")
+    assert gradescope["tests"][0]["max_score"] == 2
+    assert exports.canvas([result], "double").splitlines() == [
+        "Student,ID,SIS User ID,SIS Login ID,Section,double",
+        "Points Possible,,,,,2",
+        '"a,1",,,"a,1",,1.5',
+    ]
+    assert exports.canvas([], "double").count("\n") == 2
 
 
 def test_a_report_needs_results(tmp_path):

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from . import feedback
+from . import exports, feedback
 from .execute import executed_for
 from .files import write_atomic
 from .key import Key
@@ -56,7 +56,8 @@ def grade_all(
 
     Args:
         submissions_folder: one file or one folder per student.
-        out: gets `results/*.json`, `feedback/*.html` and `grades.csv`.
+        out: gets `results/*.json`, `feedback/*.html`, `gradescope/*.json`, `grades.csv` and
+            `canvas.csv`.
         settings: key and limits.
         roster: students who must have a row.
         jobs: how many runs at the same time.
@@ -89,6 +90,7 @@ def grade_all(
     finally:
         done = [results[student] for student in sorted(results)]
         write_grades(done, key, out / "grades.csv")
+        write_atomic(out / "canvas.csv", exports.canvas(done, key.exercise.name).encode())
     return done
 
 
@@ -176,9 +178,10 @@ def safe_name(student: str) -> str:
 
 
 def save(result: dict[str, Any], out: Path) -> None:
-    """Write one result and its feedback page."""
+    """Write one result, last of all, after what is made from it."""
     name = safe_name(result["student"])
     write_atomic(out / "feedback" / f"{name}.html", feedback.page(result).encode())
+    write_atomic(out / "gradescope" / f"{name}.json", exports.gradescope(result).encode())
     data = json.dumps(result, indent=1, sort_keys=True) + "\n"
     write_atomic(result_path(out, result["student"]), data.encode())
 

@@ -24,7 +24,7 @@ ISOLATION = (
     *("--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"),
     *("--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"),
 )
-SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime")
+SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/etc/fonts")
 
 
 @dataclass(frozen=True)
