@@ -91,17 +91,24 @@ def grade(
         students = read_roster(roster) if roster else None
     except (ValueError, RuntimeError, OSError) as error:
         _stop(error)
-    with _progress() as advance:
-        results = grade_all(
-            submissions,
-            out,
-            settings,
-            roster=students,
-            jobs=jobs,
-            scheduler=scheduler,
-            resume=resume,
-            progress=advance,
-        )
+    try:
+        with _progress() as advance:
+            results = grade_all(
+                submissions,
+                out,
+                settings,
+                roster=students,
+                jobs=jobs,
+                scheduler=scheduler,
+                resume=resume,
+                progress=advance,
+            )
+    except RuntimeError as error:
+        typer.echo(f"kdcourse: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted: what is done is kept; the same command goes on", err=True)
+        raise typer.Exit(130) from None
     typer.echo(f"{len(results)} results in {out}/grades.csv, pages in {out}/feedback/")
 
 

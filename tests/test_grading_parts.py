@@ -17,6 +17,7 @@ from kdcourse.grading import (
     compare,
     exports,
     feedback,
+    grade,
     key,
     probe,
     report,
@@ -428,6 +429,31 @@ def test_scores_are_exported_for_gradescope_and_canvas():
         '"a,1",,,"a,1",,1.5',
     ]
     assert exports.canvas([], "double").count("\n") == 2
+
+
+def test_a_fault_of_the_grader_costs_only_the_submission_it_met(tmp_path, monkeypatch):
+    def grade_one(item, fingerprint, settings):
+        if item.student == "b":
+            raise OSError("the disk is full")
+        part = {"part": "p", "title": "P", "points": 1, "score": 1, "message": "right"}
+        return {
+            **{"student": item.student, "submission": "", "status": "graded", "note": ""},
+            **{"score": 1, "max_score": 1, "parts": [part], "errors": [], "outputs": []},
+            "sandbox": "none",
+        }
+
+    parts = (SimpleNamespace(part="p"),)
+    made = SimpleNamespace(digest="", exercise=SimpleNamespace(parts=parts, name="x"))
+    monkeypatch.setattr(grade, "Key", lambda folder: made)
+    monkeypatch.setattr(grade, "grade_one", grade_one)
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        (tmp_path / "in" / f"{name}.ipynb").touch()
+    settings = grade.Settings(tmp_path, 1, 1, "none")
+    with pytest.raises(RuntimeError, match=r"failed on 1 submissions:\nb:\n(.|\n)*disk is full"):
+        grade.grade_all(tmp_path / "in", tmp_path / "out", settings)
+    lines = (tmp_path / "out" / "grades.csv").read_text().splitlines()
+    assert [line[0] for line in lines[1:]] == ["a", "c"]
 
 
 def test_a_report_needs_results(tmp_path):

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -67,13 +68,17 @@ def grade_all(
 
     Returns:
         The results, one per student, sorted by name.
+
+    Raises:
+        RuntimeError: when the grader itself failed on some submissions; all others have a result,
+            and the same call tries the rest again.
     """
     if settings.isolation == "bwrap":
         check_bubblewrap()
     key = Key(settings.key)
     submissions = find_submissions(submissions_folder, roster)
     results: dict[str, dict[str, Any]] = {}
-    waiting = []
+    waiting, faults = [], []
     for submission in submissions:
         fingerprint = fingerprint_of(submission, key, settings)
         kept = _kept(result_path(out, submission.student), fingerprint) if resume else None
@@ -83,6 +88,9 @@ def grade_all(
             results[submission.student] = kept
     try:
         for result in _graded(waiting, settings, jobs, scheduler):
+            if "fault" in result:
+                faults.append(result)
+                continue
             save(result, out)
             results[result["student"]] = result
             if progress is not None:
@@ -91,6 +99,9 @@ def grade_all(
         done = [results[student] for student in sorted(results)]
         write_grades(done, key, out / "grades.csv")
         write_atomic(out / "canvas.csv", exports.canvas(done, key.exercise.name).encode())
+    if faults:
+        words = "\n".join(f"{fault['student']}:\n{fault['fault']}" for fault in faults)
+        raise RuntimeError(f"the grader failed on {len(faults)} submissions:\n{words}")
     return done
 
 
@@ -131,6 +142,14 @@ def grade_one(submission: Submission, fingerprint: str, settings: Settings) -> d
     result["score"] = round(sum(part.score for part in parts), 4)
     result["max_score"] = key.exercise.max_score
     return result
+
+
+def _grade_safely(submission: Submission, fingerprint: str, settings: Settings) -> dict[str, Any]:
+    """What `grade_one` returns, or the fault of ours that must not stop the other students."""
+    try:
+        return grade_one(submission, fingerprint, settings)
+    except Exception:
+        return {"student": submission.student, "fault": traceback.format_exc()}
 
 
 def fingerprint_of(submission: Submission, key: Key, settings: Settings) -> str:
@@ -208,17 +227,19 @@ def _graded(
         from distributed import Client, as_completed
 
         with Client(scheduler) as client:
-            futures = [client.submit(grade_one, *item, settings, pure=False) for item in waiting]
+            futures = [
+                client.submit(_grade_safely, *item, settings, pure=False) for item in waiting
+            ]
             for future in as_completed(futures):
                 yield future.result()
     elif jobs == 1 or len(waiting) < 2:
         for item in waiting:
-            yield grade_one(*item, settings)
+            yield _grade_safely(*item, settings)
     else:
         from joblib import Parallel, delayed
 
         pool = Parallel(n_jobs=min(jobs, len(waiting)), return_as="generator_unordered")
-        yield from pool(delayed(grade_one)(*item, settings) for item in waiting)
+        yield from pool(delayed(_grade_safely)(*item, settings) for item in waiting)
 
 
 @lru_cache(maxsize=4)
