@@ -4,8 +4,12 @@ import os
 import pandas as pd
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import TensorDataset
 
-from kdcourse.experiments import paired, run, summarize
+from kdcourse.experiments import cost, paired, run, summarize, train
+from kdcourse.models import ConvNet
+from kdcourse.training import SupervisedObjective
 
 SETTINGS = {"small": {"width": 2}, "large": {"width": 5}}
 
@@ -126,3 +130,59 @@ def test_summary_by_several_columns() -> None:
     assert summary.loc[("treated", "a"), "mean"] == 16.5
     assert summary.loc[("control", "a"), "n"] == 2
     assert list(summary.columns) == ["mean", "sd", "low", "high", "n"]
+
+
+class TestTrain:
+    @staticmethod
+    def train_one(seed: int, **options: object) -> tuple[nn.Module, pd.DataFrame]:
+        torch.manual_seed(0)
+        data = TensorDataset(torch.randn(40, 4), torch.arange(40) % 2)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+        history = train(SupervisedObjective(model), data, seed=seed, epochs=3, **options)
+        return model, history
+
+    def test_the_seed_decides_everything(self) -> None:
+        first, again, other = (self.train_one(seed)[0][0].weight for seed in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+    def test_one_cycle_ends_with_a_vanishing_step(self, monkeypatch) -> None:
+        rates = []
+        step = torch.optim.AdamW.step
+
+        def recorded(self, *arguments, **options):
+            rates.append(self.param_groups[0]["lr"])
+            return step(self, *arguments, **options)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+        self.train_one(0, batch_size=16, lr=0.5)
+        assert len(rates) == 9
+        assert max(rates) == pytest.approx(0.5, rel=0.1)
+        assert rates[0] < 0.05
+        assert rates[-1] < 0.001
+
+    def test_frozen_parameters_are_left_alone(self) -> None:
+        data = TensorDataset(torch.randn(8, 4), torch.arange(8) % 2)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        model[0].requires_grad_(False)
+        before = model[0].weight.clone()
+        train(SupervisedObjective(model), data, seed=0, epochs=2, weight_decay=0.5)
+        assert torch.equal(before, model[0].weight)
+
+
+class TestCost:
+    def test_counts_of_a_known_network(self) -> None:
+        network = ConvNet([8], num_classes=5)
+        report = cost(network, torch.zeros(1, 1, 16, 16))
+        # 8 filters of 9 weights at 8×8 places, then a linear layer.
+        assert report["multiply_adds"] == pytest.approx((8 * 9 * 64 + 8 * 5) / 1e6)
+        assert report["parameters"] == 8 * 9 + 2 * 8 + 8 * 5 + 5
+        assert report["kib"] == pytest.approx(4 * report["parameters"] / 1024)
+        assert report["milliseconds"] > 0
+
+    def test_leaves_the_network_as_it_came(self) -> None:
+        network = ConvNet([8], num_classes=5)
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        cost(network, torch.zeros(1, 1, 16, 16))
+        assert network.training
+        assert all(torch.equal(before[name], v) for name, v in network.state_dict().items())
