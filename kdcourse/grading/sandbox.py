@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any, Literal
 
 Sandbox = Literal["bwrap", "none"]
 Reason = Literal["ended", "timeout", "memory", "processes", "disk"]
+_PARSING = threading.Lock()  # Python 3.11's ast is not safe in a Dask worker's threads
 ISOLATION = (
     *("--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"),
     *("--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"),
@@ -111,7 +113,9 @@ def package_copies(blocked: Sequence[str], destination: Path) -> dict[Path, Path
     for module, functions in by_module.items():
         stem = destination.joinpath(*module.split("."))
         path = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
-        path.write_text(_switch_off(path.read_text(encoding="utf-8"), module, functions))
+        with _PARSING:
+            text = _switch_off(path.read_text(encoding="utf-8"), module, functions)
+        path.write_text(text, encoding="utf-8")
     return copies
 
 
