@@ -42,6 +42,7 @@ _ROOMS = {
         "CRDLoss",
         "InstanceCRDLoss",
         "RelationDistillation",
+        "RelationObjective",
         "angle_loss",
         "correlation_congruence_loss",
         "cosine_similarity_loss",

@@ -6,6 +6,8 @@ The contrastive modules, `CRDLoss` and `InstanceCRDLoss`, also compare with exam
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,10 @@ from ._checks import (
     unit,
     widen,
 )
+from .soft_targets import hard_target_loss
+
+if TYPE_CHECKING:
+    from .training import FrozenTeacher
 
 _TRIPLES_AT_ONCE = 2**18  # small enough for the processor's cache
 
@@ -547,6 +553,80 @@ class InstanceCRDLoss(nn.Module):
         """The bank with some rows moved, as a new tensor: the backward pass needs the old one."""
         moved = self.momentum * bank[indices] + (1 - self.momentum) * embeddings
         return bank.index_copy(0, indices, unit(moved))
+
+
+class RelationObjective(nn.Module):
+    """Joins a relation loss with the two networks whose embeddings it compares.
+
+    Called with a batch `(inputs, labels)`, or `(inputs, labels, teacher_embeddings)` where those
+    have been cached; then only the teacher's classifier runs. A further element, `indices [B]`,
+    goes on to the relation loss. Returns the relation terms times `weight` beside those of the
+    logits, and both accuracies, in [0, 1], as metrics.
+
+    Args:
+        student: has `embed(inputs)` and `classifier(embeddings)`; trained.
+        teacher: a `FrozenTeacher` around a network that has them too.
+        relation: `pkt_loss` or another function of this room, or a loss module with named terms,
+            whose heads then train with the student.
+        weight: of the relation terms, at least 0.
+        soft: a loss module such as `SoftTargetDistillation`, called with `(student_logits,
+            teacher_logits, labels)`; None: cross-entropy with the labels, the term `hard`.
+
+    Raises:
+        ValueError: for a teacher that would be trained, or a weight below 0.
+
+    Example:
+        >>> from kdcourse import FrozenTeacher
+        >>> from kdcourse.models import ConvNet
+        >>> student, teacher = ConvNet([4], 3), FrozenTeacher(ConvNet([8], 3))
+        >>> objective = RelationObjective(student=student, teacher=teacher, relation=pkt_loss)
+        >>> terms, metrics = objective((torch.randn(5, 1, 6, 6), torch.tensor([0, 1, 2, 0, 1])))
+        >>> list(terms), list(metrics)
+        (['hard', 'relation'], ['student_accuracy', 'teacher_accuracy'])
+    """
+
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: "FrozenTeacher",
+        relation: Callable[..., Tensor | dict[str, Tensor]],
+        weight: float = 1.0,
+        soft: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        require(
+            not any(parameter.requires_grad for parameter in teacher.parameters()),
+            "teacher must be frozen, got one with trainable parameters: wrap it, "
+            "FrozenTeacher(model)",
+        )
+        check_weight("weight", weight)
+        self.student: Any = student
+        self.teacher = teacher
+        self.relation = relation
+        self.weight = weight
+        self.soft = soft
+
+    def forward(self, batch: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Loss terms and metrics of one batch."""
+        inputs, labels, *rest = batch
+        model: Any = self.teacher.model
+        teacher, *indices = rest or [model.embed(inputs)]
+        student = self.student.embed(inputs)
+        logits, teacher_logits = self.student.classifier(student), model.classifier(teacher)
+        if self.soft is None:
+            terms = {"hard": hard_target_loss(logits, labels)}
+        else:
+            terms = self.soft(logits, teacher_logits, labels)
+        related = self.relation(student, teacher, *indices)
+        if isinstance(related, Tensor):
+            related = {"relation": related}
+        terms |= {name: self.weight * term for name, term in related.items()}
+        metrics = {
+            f"{name}_accuracy": (output.detach().argmax(-1) == labels).float().mean()
+            for name, output in (("student", logits), ("teacher", teacher_logits))
+        }
+        return terms, metrics
 
 
 def _embeddings(student: Tensor, teacher: Tensor, *, minimum: int = 2) -> tuple[Tensor, Tensor]:

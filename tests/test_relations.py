@@ -12,10 +12,12 @@ from measures import LargestTensor, gradients
 from reference_values import assert_matches, load
 from torch import Tensor, nn
 
+from kdcourse.models import ConvNet
 from kdcourse.relations import (
     CRDLoss,
     InstanceCRDLoss,
     RelationDistillation,
+    RelationObjective,
     angle_loss,
     correlation_congruence_loss,
     cosine_similarity_loss,
@@ -24,6 +26,8 @@ from kdcourse.relations import (
     pkt_loss,
     similarity_preserving_loss,
 )
+from kdcourse.soft_targets import SoftTargetDistillation
+from kdcourse.training import FrozenTeacher
 
 LOSSES = {
     distance_loss: textbook.distance,
@@ -801,3 +805,86 @@ def test_indices_stay_within_the_banks() -> None:
 def test_bad_settings_of_the_contrastive_modules(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# RelationObjective
+
+
+def networks() -> tuple[ConvNet, FrozenTeacher]:
+    torch.manual_seed(0)
+    return ConvNet([4, 5], 3), FrozenTeacher(ConvNet([6, 7], 3))
+
+
+def images() -> tuple[Tensor, Tensor]:
+    return draw(6, 1, 8, 8).float(), torch.arange(6) % 3
+
+
+def test_the_objective_weighs_the_relation_beside_the_labels() -> None:
+    student, teacher = networks()
+    inputs, labels = images()
+    objective = RelationObjective(
+        student=student, teacher=teacher, relation=pkt_loss, weight=3.0
+    ).eval()
+    terms, metrics = objective((inputs, labels))
+    assert list(terms) == ["hard", "relation"]
+    torch.testing.assert_close(terms["hard"], F.cross_entropy(student(inputs), labels))
+    expected = 3 * pkt_loss(student.embed(inputs), teacher.model.embed(inputs))
+    torch.testing.assert_close(terms["relation"], expected)
+    right = (teacher(inputs).argmax(1) == labels).float().mean()
+    assert metrics["teacher_accuracy"] == right
+
+
+def test_the_objective_takes_cached_embeddings_and_soft_targets() -> None:
+    student, teacher = networks()
+    inputs, labels = images()
+    objective = RelationObjective(
+        student=student,
+        teacher=teacher,
+        relation=RelationDistillation(),
+        soft=SoftTargetDistillation(4.0, alpha=0.5),
+    ).eval()
+    live, _ = objective((inputs, labels))
+    assert list(live) == ["soft", "hard", "distance", "angle"]
+    cached, _ = objective((inputs, labels, teacher.model.embed(inputs)))
+    torch.testing.assert_close(cached, live)
+    others, _ = objective((inputs, labels, draw(6, 7).float()))  # those given are those compared
+    assert others["distance"] != live["distance"]
+
+
+def test_the_objective_hands_on_the_indices() -> None:
+    student, teacher = networks()
+    inputs, labels = images()
+    relation = CRDLoss(5, 7, 4, num_negatives=12)
+    objective = RelationObjective(student=student, teacher=teacher, relation=relation)
+    objective((inputs, labels, teacher.model.embed(inputs), torch.arange(20, 26)))
+    assert relation.memory_indices[:6].tolist() == list(range(20, 26))
+
+
+@pytest.mark.parametrize(
+    "relation",
+    [pkt_loss, RelationDistillation(), CRDLoss(5, 7, 4, 12), InstanceCRDLoss(6, 5, 7, 4, 10)],
+    ids=["function", "module", "queue", "banks"],
+)
+def test_everything_trainable_in_the_objective_gets_a_gradient(relation) -> None:
+    student, teacher = networks()
+    objective = RelationObjective(student=student, teacher=teacher, relation=relation).train()
+    inputs, labels = images()
+    indices = [torch.arange(6)] if isinstance(relation, (CRDLoss, InstanceCRDLoss)) else []
+    before = copy.deepcopy(teacher.state_dict())
+    terms, _ = objective((inputs, labels, teacher.model.embed(inputs), *indices))
+    sum(terms.values()).backward()
+    held = dict(objective.named_parameters())
+    expected = {id(p) for part in (student, relation) for p in getattr(part, "parameters", list)()}
+    assert {id(p) for p in held.values() if p.requires_grad} == expected
+    for name, parameter in held.items():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_teacher_that_would_train_is_refused() -> None:
+    student, _ = networks()
+    with pytest.raises(ValueError, match="teacher must be frozen"):
+        RelationObjective(student=student, teacher=ConvNet([6], 3), relation=pkt_loss)
+    with pytest.raises(ValueError, match=r"weight must be at least 0\.0, got -1"):
+        RelationObjective(student=student, teacher=networks()[1], relation=pkt_loss, weight=-1)
