@@ -29,6 +29,7 @@ _ROOMS = {
     "features": [
         "FeatureDistillation",
         "FeatureExtractingModel",
+        "FeatureObjective",
         "HintRegressor",
         "VIDLoss",
         "attention_transfer_loss",

@@ -8,7 +8,7 @@ the teacher's by a `HintRegressor`.
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -21,13 +21,14 @@ from ._checks import (
     check_same_batch,
     check_same_shape,
     check_temperature,
+    check_weight,
     inner_products,
     require,
     shape,
     unit,
     widen,
 )
-from .soft_targets import soft_target_loss
+from .soft_targets import hard_target_loss, soft_target_loss
 
 Features = Sequence[Tensor] | Mapping[str, Tensor]
 Method = Literal["fitnet", "attention", "contrastive"]
@@ -371,6 +372,77 @@ class FeatureDistillation(nn.Module):
         pair_loss = hint_loss if self.method == "fitnet" else attention_transfer_loss
         losses = [pair_loss(s, t) for s, t in zip(students, teachers, strict=True)]
         return {self.method: torch.stack(losses).mean()}
+
+
+class FeatureObjective(nn.Module):
+    """Joins a loss on features with the two networks it compares, labels and soft targets.
+
+    Called with a batch `(inputs, labels, ...)`; further elements are ignored. Returns the feature
+    terms times `weight` beside those of the logits, and both accuracies, in [0, 1], as metrics.
+
+    Args:
+        student: hands out logits `[B, C]` and features; trained, together with `features`.
+        teacher: the same of the teacher, frozen: `FrozenTeacher(FeatureExtractingModel(...))`.
+        features: a loss module such as `FeatureDistillation`, or a function, called with the two
+            dicts of features; returns named terms. Its projections train with the student.
+        weight: of the feature terms, at least 0.
+        soft: a loss module such as `SoftTargetDistillation`, called with `(student_logits,
+            teacher_logits, labels)`; None: cross-entropy with the labels, the term `hard`.
+
+    Raises:
+        ValueError: for a teacher that would be trained, or a weight below 0.
+
+    Example:
+        >>> networks = [nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4)) for _ in range(2)]
+        >>> student, teacher = (FeatureExtractingModel(network, ["0"]) for network in networks)
+        >>> objective = FeatureObjective(
+        ...     student=student,
+        ...     teacher=teacher.requires_grad_(False),
+        ...     features=FeatureDistillation(student_channels=[3], teacher_channels=[3]),
+        ... )
+        >>> terms, metrics = objective((torch.randn(8, 2), torch.randint(4, (8,))))
+        >>> list(terms), list(metrics)
+        (['hard', 'fitnet'], ['student_accuracy', 'teacher_accuracy'])
+    """
+
+    def __init__(
+        self,
+        *,
+        student: FeatureExtractingModel,
+        teacher: nn.Module,
+        features: Callable[..., dict[str, Tensor]],
+        weight: float = 1.0,
+        soft: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        check_weight("weight", weight)
+        require(
+            not any(parameter.requires_grad for parameter in teacher.parameters()),
+            "teacher must be frozen, got one with trainable parameters: wrap it, "
+            "FrozenTeacher(FeatureExtractingModel(...))",
+        )
+        self.student = student
+        self.teacher = teacher
+        self.features = features
+        self.weight = weight
+        self.soft = soft
+
+    def forward(self, batch: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Loss terms and metrics of one batch."""
+        inputs, labels = batch[:2]
+        student_logits, student_features = self.student(inputs)
+        teacher_logits, teacher_features = self.teacher(inputs)
+        if self.soft is None:
+            terms = {"hard": hard_target_loss(student_logits, labels)}
+        else:
+            terms = self.soft(student_logits, teacher_logits, labels)
+        matched = self.features(student_features, teacher_features)
+        terms |= {name: self.weight * term for name, term in matched.items()}
+        metrics = {
+            f"{name}_accuracy": (logits.detach().argmax(-1) == labels).float().mean()
+            for name, logits in (("student", student_logits), ("teacher", teacher_logits))
+        }
+        return terms, metrics
 
 
 def fsp_loss(student_pair: tuple[Tensor, Tensor], teacher_pair: tuple[Tensor, Tensor]) -> Tensor:

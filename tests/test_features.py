@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kdcourse.features import (
     FeatureDistillation,
     FeatureExtractingModel,
+    FeatureObjective,
     HintRegressor,
     VIDLoss,
     attention_transfer_loss,
@@ -25,6 +26,9 @@ from kdcourse.features import (
     hint_loss,
     nst_loss,
 )
+from kdcourse.models import ConvNet
+from kdcourse.soft_targets import SoftTargetDistillation
+from kdcourse.training import FrozenTeacher
 
 MAP = (3, 5, 4, 6)
 seeds = st.integers(0, 2**32 - 1)
@@ -690,3 +694,58 @@ def test_vid_teacher_channels_are_checked() -> None:
     objective = VIDLoss(student_channels=5, teacher_channels=7)
     with pytest.raises(ValueError, match=r"same shape, got \[2, 7, 3, 3\] and \[2, 6, 3, 3\]"):
         objective(torch.zeros(2, 5, 3, 3), torch.zeros(2, 6, 3, 3))
+
+
+def feature_objective(**options) -> FeatureObjective:
+    torch.manual_seed(0)
+    student, teacher = ConvNet([4, 6], 3), ConvNet([5, 8], 3)
+    layers = ["stages.0", "stages.1"]
+    features = FeatureDistillation(student_channels=[4, 6], teacher_channels=[5, 8])
+    return FeatureObjective(
+        student=FeatureExtractingModel(student, layers),
+        teacher=FrozenTeacher(FeatureExtractingModel(teacher, layers)),
+        features=features,
+        **options,
+    )
+
+
+IMAGES = (draw(6, 1, 8, 8, dtype=torch.float32), torch.tensor([0, 1, 2, 0, 1, 2]))
+
+
+@pytest.mark.parametrize("soft", [None, SoftTargetDistillation()])
+def test_feature_objective_trains_student_and_regressors_only(soft) -> None:
+    objective = feature_objective(soft=soft).train()
+    torch.stack(list(objective(IMAGES)[0].values())).sum().backward()
+    for name, parameter in objective.named_parameters():
+        if name.startswith("teacher."):
+            assert parameter.grad is None and not parameter.requires_grad, name
+        else:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    assert not any(module.training for module in objective.teacher.model.modules())
+
+
+def test_feature_objective_weighs_the_feature_terms_only() -> None:
+    light, heavy = (feature_objective(weight=weight).eval()(IMAGES)[0] for weight in (1.0, 3.0))
+    torch.testing.assert_close(heavy["fitnet"], 3 * light["fitnet"])
+    torch.testing.assert_close(heavy["hard"], light["hard"])
+
+
+def test_feature_objective_adds_soft_targets_and_reports_both_accuracies() -> None:
+    objective = feature_objective(soft=SoftTargetDistillation(2.0, alpha=0.3)).eval()
+    terms, metrics = objective(IMAGES)
+    student, teacher = objective.student.model(IMAGES[0]), objective.teacher.model.model(IMAGES[0])
+    expected = SoftTargetDistillation(2.0, alpha=0.3)(student, teacher, IMAGES[1])
+    assert list(terms) == ["soft", "hard", "fitnet"]
+    torch.testing.assert_close(terms["soft"], expected["soft"])
+    right = (student.argmax(1) == IMAGES[1]).float().mean()
+    torch.testing.assert_close(metrics["student_accuracy"], right)
+    right = (teacher.argmax(1) == IMAGES[1]).float().mean()
+    torch.testing.assert_close(metrics["teacher_accuracy"], right)
+
+
+def test_feature_objective_refuses_a_teacher_that_would_train() -> None:
+    network = FeatureExtractingModel(ConvNet([4], 3), ["stages.0"])
+    with pytest.raises(ValueError, match="teacher must be frozen"):
+        FeatureObjective(student=network, teacher=network, features=nn.Identity())
+    with pytest.raises(ValueError, match="weight must be at least 0"):
+        feature_objective(weight=-1.0)
