@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def shape(tensor: Tensor) -> str:
@@ -224,4 +224,17 @@ def check_count(name: str, value: int, *, minimum: int = 1) -> None:
     require(
         isinstance(value, int) and not isinstance(value, bool) and value >= minimum,
         f"{name} must be a whole number of at least {minimum}, got {value!r}",
+    )
+
+
+def check_frozen(teacher: nn.Module, wrapped: str) -> None:
+    """A teacher inside an objective has nothing to train; `wrapped` shows how to get there.
+
+    >>> check_frozen(nn.Linear(1, 1), "FrozenTeacher(model)")
+    Traceback (most recent call last):
+    ValueError: teacher must be frozen, got one with ...
+    """
+    require(
+        not any(parameter.requires_grad for parameter in teacher.parameters()),
+        f"teacher must be frozen, got one with trainable parameters: wrap it, {wrapped}",
     )

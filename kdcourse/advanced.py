@@ -27,6 +27,7 @@ from ._checks import (
     shape,
     widen,
 )
+from .metrics import accuracy
 from .soft_targets import SoftTargetDistillation, hard_target_loss, soft_target_loss
 
 if TYPE_CHECKING:
@@ -681,11 +682,7 @@ class OnlineObjective(nn.Module):
         """Loss terms and metrics of one batch."""
         inputs, labels = batch[:2]
         terms, logits = self.online(inputs, labels)
-        metrics = {
-            f"accuracy_{i}": (own.detach().argmax(-1) == labels).float().mean()
-            for i, own in enumerate(logits)
-        }
-        return terms, metrics
+        return terms, {f"accuracy_{i}": accuracy(own, labels) for i, own in enumerate(logits)}
 
 
 class Ensemble(nn.Module):

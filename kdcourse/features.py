@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ._checks import (
     check_count,
+    check_frozen,
     check_same_batch,
     check_same_shape,
     check_temperature,
@@ -28,7 +29,8 @@ from ._checks import (
     unit,
     widen,
 )
-from .soft_targets import hard_target_loss, soft_target_loss
+from .metrics import accuracy
+from .soft_targets import logit_terms, soft_target_loss
 
 Features = Sequence[Tensor] | Mapping[str, Tensor]
 Method = Literal["fitnet", "attention", "contrastive"]
@@ -416,11 +418,7 @@ class FeatureObjective(nn.Module):
     ) -> None:
         super().__init__()
         check_weight("weight", weight)
-        require(
-            not any(parameter.requires_grad for parameter in teacher.parameters()),
-            "teacher must be frozen, got one with trainable parameters: wrap it, "
-            "FrozenTeacher(FeatureExtractingModel(...))",
-        )
+        check_frozen(teacher, "FrozenTeacher(FeatureExtractingModel(...))")
         self.student = student
         self.teacher = teacher
         self.features = features
@@ -432,17 +430,13 @@ class FeatureObjective(nn.Module):
         inputs, labels = batch[:2]
         student_logits, student_features = self.student(inputs)
         teacher_logits, teacher_features = self.teacher(inputs)
-        if self.soft is None:
-            terms = {"hard": hard_target_loss(student_logits, labels)}
-        else:
-            terms = self.soft(student_logits, teacher_logits, labels)
+        terms = logit_terms(self.soft, student_logits, teacher_logits, labels)
         matched = self.features(student_features, teacher_features)
         terms |= {name: self.weight * term for name, term in matched.items()}
-        metrics = {
-            f"{name}_accuracy": (logits.detach().argmax(-1) == labels).float().mean()
-            for name, logits in (("student", student_logits), ("teacher", teacher_logits))
+        return terms, {
+            "student_accuracy": accuracy(student_logits, labels),
+            "teacher_accuracy": accuracy(teacher_logits, labels),
         }
-        return terms, metrics
 
 
 def fsp_loss(student_pair: tuple[Tensor, Tensor], teacher_pair: tuple[Tensor, Tensor]) -> Tensor:

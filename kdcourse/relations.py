@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ._checks import (
     check_count,
+    check_frozen,
     check_same_batch,
     check_temperature,
     check_weight,
@@ -25,7 +26,8 @@ from ._checks import (
     unit,
     widen,
 )
-from .soft_targets import hard_target_loss
+from .metrics import accuracy
+from .soft_targets import logit_terms
 
 if TYPE_CHECKING:
     from .training import FrozenTeacher
@@ -595,11 +597,7 @@ class RelationObjective(nn.Module):
         soft: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        require(
-            not any(parameter.requires_grad for parameter in teacher.parameters()),
-            "teacher must be frozen, got one with trainable parameters: wrap it, "
-            "FrozenTeacher(model)",
-        )
+        check_frozen(teacher, "FrozenTeacher(model)")
         check_weight("weight", weight)
         self.student: Any = student
         self.teacher = teacher
@@ -614,19 +612,15 @@ class RelationObjective(nn.Module):
         teacher, *indices = rest or [model.embed(inputs)]
         student = self.student.embed(inputs)
         logits, teacher_logits = self.student.classifier(student), model.classifier(teacher)
-        if self.soft is None:
-            terms = {"hard": hard_target_loss(logits, labels)}
-        else:
-            terms = self.soft(logits, teacher_logits, labels)
+        terms = logit_terms(self.soft, logits, teacher_logits, labels)
         related = self.relation(student, teacher, *indices)
         if isinstance(related, Tensor):
             related = {"relation": related}
         terms |= {name: self.weight * term for name, term in related.items()}
-        metrics = {
-            f"{name}_accuracy": (output.detach().argmax(-1) == labels).float().mean()
-            for name, output in (("student", logits), ("teacher", teacher_logits))
+        return terms, {
+            "student_accuracy": accuracy(logits, labels),
+            "teacher_accuracy": accuracy(teacher_logits, labels),
         }
-        return terms, metrics
 
 
 def _embeddings(student: Tensor, teacher: Tensor, *, minimum: int = 2) -> tuple[Tensor, Tensor]:

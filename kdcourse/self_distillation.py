@@ -29,6 +29,7 @@ from ._checks import (
     widen,
 )
 from .advanced import Ensemble, Trained, train_chain
+from .metrics import accuracy
 from .soft_targets import hard_target_loss, soft_target_loss
 
 Terms = dict[str, Tensor]
@@ -397,14 +398,10 @@ class SelfDistillationObjective(nn.Module):
         """Loss terms and metrics of one batch."""
         inputs, labels = batch[:2]
         final_logits, exit_logits, features = self.model(inputs, return_features=True)
-        metrics = {"accuracy": _accuracy(final_logits, labels)}
+        metrics = {"accuracy": accuracy(final_logits, labels)}
         for index, logits in enumerate(exit_logits):
-            metrics[f"exit_accuracy_{index}"] = _accuracy(logits, labels)
+            metrics[f"exit_accuracy_{index}"] = accuracy(logits, labels)
         return self.loss(final_logits, exit_logits, labels, features), metrics
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.detach().argmax(-1) == labels).float().mean()
 
 
 # Born again
@@ -587,7 +584,7 @@ class ViewConsistencyObjective(nn.Module):
             "hard": hard_target_loss(logits, both),
             "consistency": self.weight * consistency,
         }
-        return terms, {"accuracy": _accuracy(logits, both)}
+        return terms, {"accuracy": accuracy(logits, both)}
 
 
 # Controls: is it only regularisation?
@@ -750,7 +747,7 @@ class TeacherFreeObjective(nn.Module):
         )
         hard = hard_target_loss(logits, labels)
         terms = {"soft": self.alpha * soft, "hard": (1 - self.alpha) * hard}
-        return terms, {"accuracy": _accuracy(logits, labels)}
+        return terms, {"accuracy": accuracy(logits, labels)}
 
 
 # Calibration

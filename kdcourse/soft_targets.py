@@ -152,3 +152,28 @@ def hard_target_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
     check_labels(labels, student_logits)
     logits = widen(student_logits).reshape(-1, student_logits.shape[-1])
     return F.cross_entropy(logits, labels.long().reshape(-1))
+
+
+def logit_terms(
+    soft: nn.Module | None, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    """The terms on logits of an objective that also compares something else.
+
+    Args:
+        soft: a loss module such as `SoftTargetDistillation`; None: the labels alone.
+        student_logits: `[B, C]`.
+        teacher_logits: `[B, C]`.
+        labels: integer classes, `[B]`.
+
+    Returns:
+        The module's named terms, or `{"hard"}`.
+
+    Example:
+        >>> import torch
+        >>> logits, labels = torch.zeros(2, 3), torch.tensor([0, 1])
+        >>> list(logit_terms(None, logits, logits, labels))
+        ['hard']
+    """
+    if soft is None:
+        return {"hard": hard_target_loss(student_logits, labels)}
+    return soft(student_logits, teacher_logits, labels)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ._checks import require
+from .metrics import accuracy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -390,15 +391,6 @@ def _mode(module: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for submodule, mode in modes:
             submodule.training = mode
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of rows whose largest logit is the label's, in [0, 1].
-
-    >>> accuracy(torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([1, 1])).item()
-    0.5
-    """
-    return (logits.detach().argmax(-1) == labels).float().mean()
 
 
 def predict(model: nn.Module, data: Iterable | Dataset, *, with_labels: bool = False) -> Any:

@@ -4,9 +4,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from hypothesis import settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+seeds = st.integers(0, 2**32 - 1)
+property_test = settings(max_examples=25, deadline=None)
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Normal numbers from a seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def gradients(loss: Callable[..., Tensor], student: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

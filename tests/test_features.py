@@ -7,9 +7,9 @@ import pytest
 import textbook
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from measures import LargestTensor, gradients
+from measures import LargestTensor, draw, gradients, property_test, seeds
 from reference_values import assert_matches, load
 from torch import Tensor, nn
 
@@ -31,12 +31,6 @@ from kdcourse.soft_targets import SoftTargetDistillation
 from kdcourse.training import FrozenTeacher
 
 MAP = (3, 5, 4, 6)
-seeds = st.integers(0, 2**32 - 1)
-property_test = settings(max_examples=25, deadline=None)
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def normalized_hint_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ import pytest
 import textbook
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from measures import LargestTensor, gradients
+from measures import LargestTensor, draw, gradients, property_test, seeds
 from reference_values import assert_matches, load
 from torch import Tensor, nn
 
@@ -39,12 +39,6 @@ LOSSES = {
     correlation_congruence_loss: textbook.correlation_congruence,
 }
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
-seeds = st.integers(0, 2**32 - 1)
-property_test = settings(max_examples=25, deadline=None)
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 # Values

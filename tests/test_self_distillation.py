@@ -8,9 +8,9 @@ import pytest
 import textbook
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from measures import gradients
+from measures import draw, gradients, property_test, seeds
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -36,12 +36,6 @@ from kdcourse.training import DistillationTrainer, SupervisedObjective, evaluate
 
 SHAPE = (6, 5)
 LABELS = torch.tensor([0, 4, 2, 2, 1, 3])
-seeds = st.integers(0, 2**32 - 1)
-property_test = settings(max_examples=25, deadline=None)
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def exit_loss(student: Tensor, final: Tensor) -> Tensor:

@@ -6,19 +6,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measures import gradients
+from measures import draw, gradients, seeds
 from reference_values import assert_matches, load
-from torch import Tensor
 
 from kdcourse.soft_targets import SoftTargetDistillation, hard_target_loss, soft_target_loss
 
-seeds = st.integers(0, 2**32 - 1)
 temperatures = st.floats(0.1, 100)
 property_test = settings(max_examples=30, deadline=None)
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 # Values
