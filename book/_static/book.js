@@ -30,7 +30,7 @@ document.addEventListener("DOMContentLoaded", () => {
   }).observe(document.body, { childList: true, subtree: true });
 });
 
-// Give sliders, images and fields the names that ipywidgets and jupyterquiz do not give them.
+// Give sliders and images the names that ipywidgets does not give them.
 function nameWidgets(root) {
   for (const handle of root.querySelectorAll(".noUi-handle:not([aria-label])")) {
     const label = handle.closest(".widget-slider")?.querySelector(".widget-label");
@@ -38,9 +38,6 @@ function nameWidgets(root) {
   }
   for (const readout of root.querySelectorAll(".widget-slider .widget-readout")) {
     readout.setAttribute("aria-live", "polite");
-  }
-  for (const input of root.querySelectorAll(".Quiz input.Input-text:not([aria-label])")) {
-    input.setAttribute("aria-label", "Your answer");
   }
   for (const image of root.querySelectorAll("img.widget-image:not([alt])")) {
     image.alt = "Figure chosen by the slider above";
