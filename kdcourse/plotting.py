@@ -169,6 +169,7 @@ def plot_curve(
     *,
     role: str = "distilled",
     label: str = "",
+    nudge: float = 0.0,
     log: bool = False,
 ) -> None:
     """Mean over seeds against a numeric column, with its 95 % interval and every seed's point.
@@ -180,6 +181,7 @@ def plot_curve(
         value: column on the vertical axis.
         role: colour and marker, see `COLOURS`.
         label: written beside the last point.
+        nudge: the label upwards, in points, where two curves end close together.
         log: logarithmic horizontal axis.
     """
     colour = COLOURS[role]
@@ -196,7 +198,9 @@ def plot_curve(
     axes.set_xticks(places, [f"{place:g}" for place in places])
     if label:
         last = (places[-1], means[places[-1]].mean)
-        axes.annotate(label, last, (8, 0), textcoords="offset points", va="center", color=colour)
+        axes.annotate(
+            label, last, (8, nudge), textcoords="offset points", va="center", color=colour
+        )
 
 
 def show_images(

@@ -83,7 +83,8 @@ def test_means_show_every_seed(shown) -> None:
 def test_curve_has_an_interval_and_plain_ticks(shown) -> None:
     table = pd.DataFrame({"T": [1, 1, 4, 4], "y": [1.0, 3.0, 5.0, 7.0]})
     with plotting.figure("curve") as axes:
-        plotting.plot_curve(axes, table, "T", "y", label="distilled", log=True)
+        plotting.plot_curve(axes, table, "T", "y", label="distilled", nudge=5, log=True)
+        assert axes.texts[0].get_position() == (8, 5)
         assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "4"]
         assert len(axes.collections) == 1
         assert axes.lines[1].get_ydata() == pytest.approx([2.0, 6.0])
