@@ -2,16 +2,22 @@
 
 import json
 import os
+import platform
+import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import TensorDataset
 
 from ._checks import require
-from .claims import interval
+from .claims import FEWEST_SEEDS, ClaimError, interval
 from .data import TensorLoader
 from .training import fit, predict
 
@@ -102,6 +108,80 @@ def cost(model: nn.Module, example: torch.Tensor) -> dict[str, float]:
 def _asker(model: nn.Module, example: torch.Tensor) -> Callable[[], torch.Tensor]:
     data = [(example,)]
     return lambda: predict(model, data)
+
+
+def step_cost(objective: nn.Module, batch: Sequence[Tensor]) -> dict[str, float]:
+    """What one training step costs, forward and backward, on one thread of this machine.
+
+    Args:
+        objective: returns named terms, or terms and metrics, see `kdcourse.training`; its gradients
+            are set to none.
+        batch: what the objective is called with.
+
+    Returns:
+        `ms per step`, the median of repeated steps; and `MiB per step`, the most memory that
+        tensors made during one step held at the same time, gradients included.
+
+    Example:
+        >>> from kdcourse import SupervisedObjective
+        >>> objective = SupervisedObjective(nn.Linear(512, 2))
+        >>> cost = step_cost(objective, (torch.zeros(8, 512), torch.zeros(8).long()))
+        >>> cost["MiB per step"] < 0.01
+        True
+    """
+    from torch.utils.benchmark import Timer
+
+    def step() -> None:
+        objective.zero_grad()
+        result = objective(batch)
+        terms = result[0] if isinstance(result, tuple) else result
+        torch.stack(list(terms.values())).sum().backward()
+
+    timer = Timer("step()", globals={"step": step}, num_threads=1)
+    milliseconds = 1e3 * timer.blocked_autorange(min_run_time=0.3).median
+    objective.zero_grad()
+    with _PeakMemory() as memory:
+        step()
+    objective.zero_grad()
+    return {"ms per step": milliseconds, "MiB per step": memory.peak / 2**20}
+
+
+class _PeakMemory(TorchDispatchMode):
+    """The most bytes that tensors made in this context held at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: set[int] = set()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(
+        self, func: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        before = {_storage(leaf)._cdata for leaf in tree_leaves((args, kwargs)) if _held(leaf)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if _held(leaf) and _storage(leaf)._cdata not in before:
+                self._add(_storage(leaf))
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self.alive:
+            self.alive.add(storage._cdata)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+
+    def _free(self, key: int, size: int) -> None:
+        self.alive.discard(key)
+        self.now -= size
+
+
+def _held(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor)
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()
 
 
 def run(
@@ -213,6 +293,110 @@ class _Store:
         with self.path.open("a", encoding="utf-8") as file:
             # A torn last line has no line end: start a new one.
             file.write("\n" + json.dumps(entry) + "\n")
+
+
+class Study(NamedTuple):
+    """A sweep that was too long for its chapter, with what one must know to judge it."""
+
+    table: "pd.DataFrame"
+    about: dict[str, Any]
+
+
+def study(
+    path: str | os.PathLike,
+    function: Callable[..., Mapping[str, Any] | Sequence[Mapping[str, Any]]],
+    configurations: Mapping[str, Mapping[str, Any]],
+    seeds: int | Iterable[int] = 5,
+    *,
+    repeat: bool = False,
+    jobs: int | None = None,
+) -> Study:
+    """The stored results of a sweep; `repeat` runs it and stores them.
+
+    Args:
+        path: a JSON file.
+        function: returns rows of plain JSON values, see `run`.
+        configurations: name → keyword arguments of the function.
+        seeds: a number of seeds, or the seeds themselves; only for a repetition.
+        jobs: processes at a time.
+        repeat: run everything again. Finished runs are kept beside the file until all are done, so
+            an interrupted study goes on where it stopped.
+
+    Returns:
+        The table of `run`, numbers rounded to four places, and `about`: date, versions, hardware
+        and seconds.
+
+    Raises:
+        ValueError: when there is no file, or it holds other configurations than these.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    if repeat:
+        unfinished = path.with_suffix(".unfinished")
+        start = time.perf_counter()
+        table = run(function, configurations, seeds, jobs=jobs, resume=unfinished)
+        about = {
+            "date": date.today().isoformat(),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__.split("+")[0],
+            },
+            "hardware": f"{platform.machine()}, {os.cpu_count()} cores, one thread a run",
+            "seconds": round(time.perf_counter() - start),
+        }
+        rows = table.round(4).to_dict("records")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            json.dumps(about | {"rows": rows}, indent=1, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+        )
+        unfinished.unlink()
+    require(path.exists(), f"no study in {path}: run it once with repeat=True")
+    about = json.loads(path.read_text(encoding="utf-8"))
+    table = pd.DataFrame(about.pop("rows"))
+    stored, asked = set(table["configuration"]), set(configurations)
+    require(
+        stored == asked,
+        f"{path} must hold the configurations asked for; it lacks {sorted(asked - stored)} and has "
+        f"{sorted(stored - asked)} beside them: run it again with repeat=True",
+    )
+    return Study(table, about)
+
+
+def confirm(stored: "pd.DataFrame", again: "pd.DataFrame", value: str) -> None:
+    """Check that configurations run again land inside the study's 95 % intervals.
+
+    Below five seeds nothing is judged.
+
+    Args:
+        stored: the study's table.
+        again: some of its configurations, run anew.
+        value: the column to compare.
+
+    Raises:
+        ClaimError: names the configuration whose mean lies outside.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"configuration": "a", "seed": range(5), "y": [1.0, 2, 3, 4, 5]})
+        >>> confirm(table, table.assign(y=table["y"] + 1), "y")
+        a: run again 4.0, inside the study's 3.0 [1.0, 5.0]
+    """
+    known = summarize(stored, value)
+    for name, new in summarize(again, value).iterrows():
+        mean, low, high = known.loc[name, ["mean", "low", "high"]]
+        inside = low <= new["mean"] <= high
+        words = (
+            "too few seeds to judge against"
+            if new["n"] < FEWEST_SEEDS
+            else ("inside" if inside else "outside")
+        )
+        sentence = f"{name}: run again {new['mean']:.1f}, {words} the study's "
+        sentence += f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+        if words == "outside":
+            raise ClaimError(sentence)
+        print(sentence)
 
 
 def summarize(

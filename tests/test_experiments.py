@@ -7,7 +7,17 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from kdcourse.experiments import cost, paired, run, summarize, train
+from kdcourse.claims import ClaimError
+from kdcourse.experiments import (
+    confirm,
+    cost,
+    paired,
+    run,
+    step_cost,
+    study,
+    summarize,
+    train,
+)
 from kdcourse.models import ConvNet
 from kdcourse.training import SupervisedObjective
 
@@ -101,6 +111,59 @@ def test_nothing_to_run() -> None:
         run(draw, {}, 1)
 
 
+class TestStudy:
+    def test_stores_what_a_run_gives_and_reads_it_without_running(self, tmp_path) -> None:
+        file = tmp_path / "data" / "widths.json"
+        made = study(file, draw, SETTINGS, 2, repeat=True, jobs=1)
+
+        def never(seed: int, width: int) -> dict:
+            raise AssertionError("a stored study must not run")
+
+        read = study(file, never, SETTINGS)
+        assert read.table.equals(made.table)
+        assert read.about == made.about
+        assert read.about["versions"]["torch"] == torch.__version__.split("+")[0]
+        assert made.table.equals(run(draw, SETTINGS, 2, jobs=1).round(4))
+        assert [path.name for path in file.parent.iterdir()] == ["widths.json"]
+
+    def test_goes_on_after_an_interruption(self, tmp_path) -> None:
+        file, calls = tmp_path / "widths.json", []
+
+        def interrupted(seed: int, width: int) -> dict:
+            calls.append((seed, width))
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return draw(seed, width)
+
+        with pytest.raises(KeyboardInterrupt):
+            study(file, interrupted, SETTINGS, 2, repeat=True, jobs=1)
+        assert not file.exists()
+        study(file, interrupted, SETTINGS, 2, repeat=True, jobs=1)
+        assert len(calls) == 5
+
+    def test_says_when_there_is_nothing_or_something_else(self, tmp_path) -> None:
+        file = tmp_path / "widths.json"
+        with pytest.raises(ValueError, match=r"no study in .*widths.json: run it once"):
+            study(file, draw, SETTINGS)
+        study(file, draw, {"small": {"width": 2}}, 1, repeat=True, jobs=1)
+        with pytest.raises(ValueError, match=r"lacks \['large'\] and has \[\] beside them"):
+            study(file, draw, SETTINGS)
+
+
+class TestConfirm:
+    stored = pd.DataFrame({"configuration": "a", "seed": range(5), "y": [1.0, 2, 3, 4, 5]})
+
+    def test_outside_fails_with_names_and_numbers(self, capsys) -> None:
+        confirm(self.stored, self.stored.assign(y=self.stored["y"] - 1.9), "y")
+        assert "inside" in capsys.readouterr().out
+        with pytest.raises(ClaimError, match=r"a: run again 5.1, outside the study's 3.0 \[1.0, 5"):
+            confirm(self.stored, self.stored.assign(y=self.stored["y"] + 2.1), "y")
+
+    def test_two_seeds_judge_nothing(self, capsys) -> None:
+        confirm(self.stored, self.stored.assign(y=99.0).head(2), "y")
+        assert "too few seeds to judge against" in capsys.readouterr().out
+
+
 def table() -> pd.DataFrame:
     return pd.DataFrame(
         {
@@ -186,3 +249,41 @@ class TestCost:
         cost(network, torch.zeros(1, 1, 16, 16))
         assert network.training
         assert all(torch.equal(before[name], v) for name, v in network.state_dict().items())
+
+
+class TestStepCost:
+    class Squares(nn.Module):
+        """Makes `copies` tensors of one MiB each and keeps them for the backward pass."""
+
+        def __init__(self, copies: int) -> None:
+            super().__init__()
+            self.copies = copies
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, batch: tuple[torch.Tensor]) -> dict[str, torch.Tensor]:
+            parts = [(batch[0] * self.scale).square().sum() for _ in range(self.copies)]
+            return {"sum": torch.stack(parts).sum()}
+
+    def test_memory_counts_what_the_backward_pass_needs(self) -> None:
+        batch = (torch.ones(2**18),)  # one MiB
+        two, four = (step_cost(self.Squares(n), batch)["MiB per step"] for n in (2, 4))
+        assert four - two == pytest.approx(2, abs=0.1)
+
+    def test_inputs_weights_and_views_of_them_are_free(self) -> None:
+        class View(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight = nn.Parameter(torch.zeros(2**18))
+
+            def forward(self, batch: tuple[torch.Tensor]) -> dict[str, torch.Tensor]:
+                return {"dot": batch[0].view(1, -1)[0, :4] @ self.weight.view(-1, 1)[:4, 0]}
+
+        cost = step_cost(View(), (torch.ones(2**18),))
+        # The gradient of a slice is filled with zeros: two at once, of one MiB each.
+        assert 1 <= cost["MiB per step"] < 2.1
+
+    def test_leaves_no_gradient_and_takes_time(self) -> None:
+        objective = self.Squares(1)
+        cost = step_cost(objective, (torch.ones(8),))
+        assert objective.scale.grad is None
+        assert cost["ms per step"] > 0
