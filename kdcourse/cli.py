@@ -28,6 +28,9 @@ Existing = typer.Option(exists=True, file_okay=False)
 def assign(
     exercise: Exercise,
     out: Annotated[Path, typer.Option(help="Folder for student.ipynb, solution.ipynb and key/")],
+    update: Annotated[
+        bool, typer.Option("--update", help="Renew OUT/key from the master; hidden inputs stay")
+    ] = False,
 ) -> None:
     """Make the student's notebook, its solution and a private answer key."""
     import shutil
@@ -37,9 +40,8 @@ def assign(
 
     try:
         # The master is our own code: it runs without bubblewrap where there is none.
-        made = make(
-            find_master(exercise), out, isolation="bwrap" if shutil.which("bwrap") else "none"
-        )
+        isolation: Any = "bwrap" if shutil.which("bwrap") else "none"
+        made = make(find_master(exercise), out, isolation=isolation, update=update)
     except ValueError as error:
         _stop(error)
     typer.echo(f"{out}/student.ipynb    hand this out")
@@ -80,6 +82,11 @@ def grade(
             made = write_key(source, master.stem, folder, isolation=sandbox.value)
         else:
             made = Key(folder)
+            if made.is_older_than(read_source(master, explicit_ids=True)):
+                _warn(
+                    f"{master.name} has changed since {folder} was made, which grades as before; "
+                    "`assign --update` renews the key"
+                )
         if made.exercise.name != master.stem:
             raise ValueError(f"{folder} is the key of {made.exercise.name!r}, not {exercise!r}")
         settings = Settings(
@@ -102,6 +109,7 @@ def grade(
                 scheduler=scheduler,
                 resume=resume,
                 progress=advance,
+                announce=typer.echo,
             )
     except RuntimeError as error:
         typer.echo(f"kdcourse: {error}", err=True)
@@ -143,6 +151,10 @@ def report(folder: Annotated[Path, typer.Argument(exists=True, file_okay=False)]
 def main() -> None:
     """The entry point `kdcourse`."""
     app()
+
+
+def _warn(message: str) -> None:
+    typer.echo(f"kdcourse: note: {message}", err=True)
 
 
 def _stop(error: Exception) -> NoReturn:

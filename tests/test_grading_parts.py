@@ -443,7 +443,7 @@ def test_a_fault_of_the_grader_costs_only_the_submission_it_met(tmp_path, monkey
         }
 
     parts = (SimpleNamespace(part="p"),)
-    made = SimpleNamespace(digest="", exercise=SimpleNamespace(parts=parts, name="x"))
+    made = SimpleNamespace(digest="", run_digest="", exercise=SimpleNamespace(parts=parts, name="x"))
     monkeypatch.setattr(grade, "Key", lambda folder: made)
     monkeypatch.setattr(grade, "grade_one", grade_one)
     (tmp_path / "in").mkdir()

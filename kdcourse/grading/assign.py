@@ -17,14 +17,20 @@ from .selfcheck import MARKS
 from .submission import rebuild
 
 
-def assign(master_path: Path, out: Path, *, isolation: Sandbox) -> Key:
+def assign(master_path: Path, out: Path, *, isolation: Sandbox, update: bool = False) -> Key:
     """Write `out/student.ipynb`, `out/solution.ipynb` and the private key `out/key/`.
 
     The hidden seeds are drawn now. The master's own run gives the reference answers, and must
     earn every point; a master that does not is refused.
 
+    Args:
+        master_path: the exercise's source.
+        out: folder for the three.
+        isolation: how to keep the master's run apart.
+        update: bring an existing key up to date with its master; its hidden seeds stay.
+
     Raises:
-        ValueError: for a faulty master, or when `out/key` already exists.
+        ValueError: for a faulty master, or unless `out/key` exists exactly when it is updated.
     """
     import nbformat
 
@@ -34,29 +40,43 @@ def assign(master_path: Path, out: Path, *, isolation: Sandbox) -> Key:
         "solution": notebooks.solution_version(master),
     }.items():
         write_atomic(out / f"{name}.ipynb", (nbformat.writes(made) + "\n").encode())
-    return write_key(master, master_path.stem, out / "key", isolation=isolation)
+    return write_key(master, master_path.stem, out / "key", isolation=isolation, update=update)
 
 
-def write_key(master: Any, name: str, folder: Path, *, isolation: Sandbox) -> Key:
+def write_key(
+    master: Any, name: str, folder: Path, *, isolation: Sandbox, update: bool = False
+) -> Key:
     """Draw the hidden seeds, run the master for the reference answers, and check its score."""
     import nbformat
+    import numpy as np
 
     exercise = declared(master, name)
-    if folder.exists():
-        raise ValueError(f"{folder} exists already: a new key would not match what it graded")
+    if update:
+        earlier = Key(folder)
+        if earlier.exercise.name != name:
+            raise ValueError(f"{folder} is the key of {earlier.exercise.name!r}, not {name!r}")
+        seeds = earlier.seed, earlier.held_out_seed
+    elif folder.exists():
+        raise ValueError(
+            f"{folder} exists already: a new key would not match what it graded. Mended the "
+            "master? `assign --update` keeps the hidden inputs."
+        )
+    else:
+        seeds = secrets.randbelow(2**31), secrets.randbelow(2**31)
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True, mode=0o700)
     content = {
         "format": FORMAT,
         "exercise": name,
-        "seed": secrets.randbelow(2**31),
-        "held_out_seed": secrets.randbelow(2**31),
+        "seed": seeds[0],
+        "held_out_seed": seeds[1],
     }
     (draft / "key.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     nbformat.write(master, draft / "master.ipynb")
 
     key = Key(draft)
+    np.savez(draft / "inputs.npz", **key.arrays("hidden_inputs", key.seed))
     limits = Limits(3 * exercise.seconds, exercise.memory)
     solved = rebuild(master, [], solved=True)
     with executed_for(key, solved, limits=limits, isolation=isolation) as run:
@@ -77,5 +97,12 @@ def write_key(master: Any, name: str, folder: Path, *, isolation: Sandbox) -> Ke
         lost = [found for found in score_parts(run.answers, key) if found.score < found.points]
         if lost:
             raise ValueError(f"the master of {name} does not earn its own points: {lost}")
-    draft.rename(folder)
+    if update:
+        previous = folder.with_name(f".{folder.name}.previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
+        draft.rename(folder)
+        shutil.rmtree(previous)
+    else:
+        draft.rename(folder)
     return Key(folder)

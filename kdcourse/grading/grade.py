@@ -16,12 +16,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from . import exports, feedback
+from . import archive, exports, feedback
 from .execute import executed_for
 from .files import write_atomic
 from .key import Key
 from .sandbox import Limits, Sandbox, check_bubblewrap
-from .score import nothing, score_parts
+from .score import PartScore, nothing, score_parts
 from .submission import (
     InvalidSubmission,
     Submission,
@@ -42,6 +42,31 @@ class Settings:
     isolation: Sandbox
 
 
+@dataclass(frozen=True)
+class Fingerprint:
+    """Hashes of what a result depends on.
+
+    Attributes:
+        run: all that the run depends on: submission, cells, hidden inputs, environment, limits.
+        key: the answer key, with everything that judges answers.
+        whole: both.
+    """
+
+    run: str
+    key: str
+    whole: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to do for one submission: a run, or only to judge an earlier run's answers again."""
+
+    submission: Submission
+    fingerprint: Fingerprint
+    earlier: dict[str, Any] | None = None
+    answers: Path | None = None
+
+
 def grade_all(
     submissions_folder: Path,
     out: Path,
@@ -52,6 +77,7 @@ def grade_all(
     scheduler: str | None = None,
     resume: bool = True,
     progress: Callable[[int, int, dict[str, Any]], None] | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Grade every submission that has no result yet, and write the class's files.
 
@@ -63,8 +89,10 @@ def grade_all(
         roster: students who must have a row.
         jobs: how many runs at the same time.
         scheduler: address of a Dask scheduler whose workers share this file system.
-        resume: keep results whose submission, key and environment are the same.
+        resume: keep results whose submission, key and environment are the same, and only judge
+            again the answers of runs to which only the key's judging has changed.
         progress: called with done, total and the new result.
+        announce: called once, with what will be kept, judged again and run.
 
     Returns:
         The results, one per student, sorted by name.
@@ -81,11 +109,17 @@ def grade_all(
     waiting, faults = [], []
     for submission in submissions:
         fingerprint = fingerprint_of(submission, key, settings)
-        kept = _kept(result_path(out, submission.student), fingerprint) if resume else None
-        if kept is None:
-            waiting.append((submission, fingerprint))
+        earlier = _earlier(out, submission.student) if resume else {}
+        if earlier.get("fingerprint") == fingerprint.whole:
+            results[submission.student] = earlier
         else:
-            results[submission.student] = kept
+            waiting.append(_work(submission, fingerprint, earlier, out))
+    if announce is not None:
+        again = sum(work.earlier is not None for work in waiting)
+        announce(
+            f"{len(results)} results kept, {again} to judge again from stored answers, "
+            f"{len(waiting) - again} to run"
+        )
     try:
         for result in _graded(waiting, settings, jobs, scheduler):
             if "fault" in result:
@@ -105,13 +139,20 @@ def grade_all(
     return done
 
 
-def grade_one(submission: Submission, fingerprint: str, settings: Settings) -> dict[str, Any]:
-    """The result of one submission; whatever is in it, this returns."""
-    key = _key(settings.key)
+def grade_one(
+    submission: Submission, fingerprint: Fingerprint, settings: Settings
+) -> dict[str, Any]:
+    """The result of one submission; whatever is in it, this returns.
+
+    Beside the result there is `archive`, the run's answers, which `save` puts into their own file.
+    """
+    key = _key(settings.key, fingerprint.key)
     result: dict[str, Any] = {
         "student": submission.student,
         "submission": ", ".join(_shown(path) for path in submission.files),
-        "fingerprint": fingerprint,
+        "fingerprint": fingerprint.whole,
+        "run": fingerprint.run,
+        "answers": None,
         "sandbox": settings.isolation,
         "status": "graded",
         "note": "",
@@ -137,23 +178,40 @@ def grade_one(submission: Submission, fingerprint: str, settings: Settings) -> d
             isolation = settings.isolation
             with executed_for(key, notebook, limits=limits, isolation=isolation) as run:
                 parts = score_parts(run.answers, key)
-                result |= {name: value for name, value in vars(run).items() if name != "answers"}
-    result["parts"] = [asdict(part) for part in parts]
-    result["score"] = round(sum(part.score for part in parts), 4)
-    result["max_score"] = key.exercise.max_score
-    return result
+                packed = archive.pack(run.answers, key)
+                result |= vars(run) | {"answers": packed and _sha256(packed), "archive": packed}
+    return result | _points(parts, key)
 
 
-def _grade_safely(submission: Submission, fingerprint: str, settings: Settings) -> dict[str, Any]:
-    """What `grade_one` returns, or the fault of ours that must not stop the other students."""
+def judge_again(work: Work, settings: Settings) -> dict[str, Any]:
+    """The result of an earlier run, its answers judged by the key as it is now."""
+    assert work.earlier is not None and work.answers is not None
+    key = _key(settings.key, work.fingerprint.key)
+    with archive.unpacked(work.answers.read_bytes()) as folder:
+        parts = score_parts(folder, key)
+    return work.earlier | {"fingerprint": work.fingerprint.whole} | _points(parts, key)
+
+
+def _points(parts: list[PartScore], key: Key) -> dict[str, Any]:
+    return {
+        "parts": [asdict(part) for part in parts],
+        "score": round(sum(part.score for part in parts), 4),
+        "max_score": key.exercise.max_score,
+    }
+
+
+def _grade_safely(work: Work, settings: Settings) -> dict[str, Any]:
+    """The result, or the fault of ours that must not stop the other students."""
     try:
-        return grade_one(submission, fingerprint, settings)
+        if work.earlier is None:
+            return grade_one(work.submission, work.fingerprint, settings)
+        return judge_again(work, settings)
     except Exception:
-        return {"student": submission.student, "fault": traceback.format_exc()}
+        return {"student": work.submission.student, "fault": traceback.format_exc()}
 
 
-def fingerprint_of(submission: Submission, key: Key, settings: Settings) -> str:
-    """A hash of all that a result depends on: submission, key and environment."""
+def fingerprint_of(submission: Submission, key: Key, settings: Settings) -> Fingerprint:
+    """Hashes of all that a result depends on: submission, key and environment."""
     total = hashlib.sha256()
     for path in submission.files:
         try:
@@ -162,8 +220,9 @@ def fingerprint_of(submission: Submission, key: Key, settings: Settings) -> str:
             content = str(problem)
         total.update(f"{_shown(path)}\0{content}\0".encode())
     limits = f"{settings.seconds}\0{settings.memory_mib}\0{settings.isolation}"
-    total.update(f"{key.digest}\0{environment_digest()}\0{limits}".encode())
-    return total.hexdigest()
+    total.update(f"{key.run_digest}\0{environment_digest()}\0{limits}".encode())
+    run = total.hexdigest()
+    return Fingerprint(run, key.digest, _sha256(f"{run}\0{key.digest}".encode()))
 
 
 @lru_cache(maxsize=1)
@@ -186,6 +245,11 @@ def result_path(out: Path, student: str) -> Path:
     return out / "results" / f"{safe_name(student)}.json"
 
 
+def answers_path(out: Path, student: str) -> Path:
+    """Where the plain answers of a student's run are kept."""
+    return out / "answers" / f"{safe_name(student)}.zip"
+
+
 def safe_name(student: str) -> str:
     """A file name for a student.
 
@@ -199,6 +263,8 @@ def safe_name(student: str) -> str:
 def save(result: dict[str, Any], out: Path) -> None:
     """Write one result, last of all, after what is made from it."""
     name = safe_name(result["student"])
+    if (packed := result.pop("archive", None)) is not None:
+        write_atomic(answers_path(out, result["student"]), packed)
     write_atomic(out / "feedback" / f"{name}.html", feedback.page(result).encode())
     write_atomic(out / "gradescope" / f"{name}.json", exports.gradescope(result).encode())
     data = json.dumps(result, indent=1, sort_keys=True) + "\n"
@@ -220,39 +286,56 @@ def write_grades(results: list[dict[str, Any]], key: Key, path: Path) -> None:
 
 
 def _graded(
-    waiting: list[tuple[Submission, str]], settings: Settings, jobs: int, scheduler: str | None
+    waiting: list[Work], settings: Settings, jobs: int, scheduler: str | None
 ) -> Iterator[dict[str, Any]]:
     """The results as they come, from this process, from others, or from a cluster."""
     if scheduler is not None:
         from distributed import Client, as_completed
 
         with Client(scheduler) as client:
-            futures = [
-                client.submit(_grade_safely, *item, settings, pure=False) for item in waiting
-            ]
+            futures = [client.submit(_grade_safely, item, settings, pure=False) for item in waiting]
             for future in as_completed(futures):
                 yield future.result()
     elif jobs == 1 or len(waiting) < 2:
         for item in waiting:
-            yield _grade_safely(*item, settings)
+            yield _grade_safely(item, settings)
     else:
         from joblib import Parallel, delayed
 
         pool = Parallel(n_jobs=min(jobs, len(waiting)), return_as="generator_unordered")
-        yield from pool(delayed(_grade_safely)(*item, settings) for item in waiting)
+        yield from pool(delayed(_grade_safely)(item, settings) for item in waiting)
 
 
 @lru_cache(maxsize=4)
-def _key(folder: Path) -> Key:
-    return Key(folder)
+def _key(folder: Path, digest: str) -> Key:
+    """The key that the fingerprints were made for; a worker may have served another before."""
+    key = Key(folder)
+    if key.digest != digest:
+        raise RuntimeError(f"the answer key {folder} changed while it was in use: grade again")
+    return key
 
 
-def _kept(path: Path, fingerprint: str) -> dict[str, Any] | None:
+def _earlier(out: Path, student: str) -> dict[str, Any]:
+    """The result that is there already, or nothing."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(result_path(out, student).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return result if result.get("fingerprint") == fingerprint else None
+        return {}
+
+
+def _work(
+    submission: Submission, fingerprint: Fingerprint, earlier: dict[str, Any], out: Path
+) -> Work:
+    """Judging is enough where the same run has left its answers and nobody touched them."""
+    if earlier.get("run") == fingerprint.run and earlier.get("answers") is not None:
+        path = answers_path(out, submission.student)
+        if path.is_file() and _sha256(path.read_bytes()) == earlier["answers"]:
+            return Work(submission, fingerprint, earlier, path.resolve())
+    return Work(submission, fingerprint)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _shown(path: Path) -> str:

@@ -13,7 +13,7 @@ from kdcourse import notebooks
 
 from .compare import read_answer
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,10 @@ class Key:
         self.seed: int = content["seed"]
         self.held_out_seed: int = content["held_out_seed"]
 
+    def is_older_than(self, master: Any) -> bool:
+        """Whether the master has changed since this key was made from it."""
+        return json.dumps(self.master, sort_keys=True) != json.dumps(master, sort_keys=True)
+
     @cached_property
     def digest(self) -> str:
         """Changes whenever anything in the key changes."""
@@ -152,6 +156,25 @@ class Key:
             if path.is_file():
                 total.update(path.relative_to(self.folder).as_posix().encode() + b"\0")
                 total.update(hashlib.sha256(path.read_bytes()).digest())
+        return total.hexdigest()
+
+    @cached_property
+    def run_digest(self) -> str:
+        """Changes whenever a run could turn out differently; how answers are judged is no part.
+
+        Judges, tolerances, points, titles, hints, solutions and texts may change without it.
+        """
+        public = {cell.id: cell for cell in notebooks.student_version(self.master).cells}
+        total = hashlib.sha256()
+        for cell in self.master.cells:
+            if "key" not in notebooks.tags(cell):
+                source = public.get(cell.id, cell).source if cell.cell_type == "code" else ""
+                answered = notebooks.is_answer(cell)
+                total.update(repr((cell.id, notebooks.tags(cell), answered, source)).encode())
+        exercise = self.exercise
+        given = (exercise.parameters, exercise.seed_parameter, exercise.blocked, self.seed)
+        total.update(repr(given).encode())
+        total.update((self.folder / "inputs.npz").read_bytes())
         return total.hexdigest()
 
     @cached_property
@@ -169,21 +192,24 @@ class Key:
         reference = {name: read_answer(folder, name) for name in names}
         return SimpleNamespace(
             inputs=self.inputs,
-            held_out=self._arrays("held_out", self.held_out_seed),
+            held_out=self.arrays("held_out", self.held_out_seed),
             reference=reference,
         )
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
-        """The hidden inputs that a run gets to see."""
-        return self._arrays("hidden_inputs", self.seed)
+        """The hidden inputs that a run gets to see, as they were when the key was made."""
+        import numpy as np
+
+        with np.load(self.folder / "inputs.npz", allow_pickle=False) as archive:
+            return dict(archive)
 
     def max_bytes(self, name: str) -> int:
         """How large an answer may be: a little more than the reference."""
         path = next((self.folder / "reference").glob(f"{name}.*"))
         return 4 * path.stat().st_size + 4096
 
-    def _arrays(self, function: str, seed: int) -> dict[str, Any]:
+    def arrays(self, function: str, seed: int) -> dict[str, Any]:
         """What a key cell's `hidden_inputs(seed)` or `held_out(seed)` returns, as arrays."""
         import numpy as np
 
