@@ -13,6 +13,13 @@ app = typer.Typer(
 )
 
 
+class Missing(StrEnum):
+    """What a student without a submission gets."""
+
+    ZERO = "zero"
+    BLANK = "blank"
+
+
 class Isolation(StrEnum):
     """How submissions are kept away from everything else."""
 
@@ -21,7 +28,6 @@ class Isolation(StrEnum):
 
 
 Exercise = Annotated[str, typer.Argument(help="The stem of the exercise's notebook: temperature")]
-Existing = typer.Option(exists=True, file_okay=False)
 
 
 @app.command()
@@ -55,49 +61,66 @@ def grade(
     submissions: Annotated[Path, typer.Argument(exists=True, file_okay=False)],
     out: Annotated[Path, typer.Option(help="Folder for results, feedback and grades.csv")],
     key: Annotated[Path | None, typer.Option(help="Made by assign; else one in OUT/key")] = None,
-    roster: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
+    roster: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="CSV: student")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time")] = 1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler")] = None,
     timeout: Annotated[float | None, typer.Option(min=1, help="Seconds for one run")] = None,
     memory: Annotated[int | None, typer.Option(min=256, help="MiB for one run")] = None,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Keep finished work")] = True,
     sandbox: Annotated[Isolation, typer.Option(help="none: no isolation")] = Isolation.BWRAP,
+    deadline: Annotated[str | None, typer.Option(help="2026-03-02T18:00, local time")] = None,
+    late_per_day: Annotated[
+        float, typer.Option(min=0, max=100, help="Percent of the points lost a started day")
+    ] = 10,
+    late_cap: Annotated[float, typer.Option(min=0, max=100, help="At most so many percent")] = 100,
+    times: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="CSV: student, submitted, and deadline for extensions; else the files' own times",
+        ),
+    ] = None,
+    missing: Annotated[Missing, typer.Option(help="The grade where no file is")] = Missing.ZERO,
+    manual: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="CSV: student, part, points, comment"),
+    ] = None,
 ) -> None:
     """Grade a folder of submissions: STUDENT.ipynb, or one folder per student."""
-    from .grading.assign import write_key
     from .grading.grade import Settings, grade_all
-    from .grading.key import Key, find_master
+    from .grading.gradebook import read_terms
     from .grading.sandbox import check_bubblewrap
-    from .grading.submission import read_roster
-    from .notebooks import read_source
+    from .grading.submission import find_submissions, read_roster, strangers
 
     try:
         if sandbox == Isolation.BWRAP:
             check_bubblewrap()
-        master = find_master(exercise)
-        folder = key or out / "key"
-        if key is None and not folder.exists():
-            typer.echo("drawing a new answer key from the master's own run")
-            source = read_source(master, explicit_ids=True)
-            made = write_key(source, master.stem, folder, isolation=sandbox.value)
-        else:
-            made = Key(folder)
-            if made.is_older_than(read_source(master, explicit_ids=True)):
-                _warn(
-                    f"{master.name} has changed since {folder} was made, which grades as before; "
-                    "`assign --update` renews the key"
-                )
-        if made.exercise.name != master.stem:
-            raise ValueError(f"{folder} is the key of {made.exercise.name!r}, not {exercise!r}")
+        made = _open_key(exercise, key, out, sandbox)
         settings = Settings(
-            key=folder.resolve(),
+            key=made.folder.resolve(),
             seconds=timeout or made.exercise.seconds,
             memory_mib=memory or made.exercise.memory,
             isolation=sandbox.value,
         )
         students = read_roster(roster) if roster else None
+        found = find_submissions(submissions, students)
+        terms = read_terms(
+            found,
+            made.exercise,
+            deadline=deadline,
+            per_day=late_per_day,
+            cap=late_cap,
+            missing_is_blank=missing == Missing.BLANK,
+            times=times,
+            manual=manual,
+        )
     except (ValueError, RuntimeError, OSError) as error:
         _stop(error)
+    if students is not None and (extra := strangers(found, students)):
+        _warn(f"not in the roster, but graded: {', '.join(extra)}")
     try:
         with _progress() as advance:
             results = grade_all(
@@ -105,6 +128,7 @@ def grade(
                 out,
                 settings,
                 roster=students,
+                terms=terms,
                 jobs=jobs,
                 scheduler=scheduler,
                 resume=resume,
@@ -151,6 +175,29 @@ def report(folder: Annotated[Path, typer.Argument(exists=True, file_okay=False)]
 def main() -> None:
     """The entry point `kdcourse`."""
     app()
+
+
+def _open_key(exercise: str, key: Path | None, out: Path, sandbox: Isolation) -> Any:
+    """The answer key to grade with; where none was named, one of its own is kept in `out`."""
+    from .grading.assign import write_key
+    from .grading.key import Key, find_master
+    from .notebooks import read_source
+
+    master = find_master(exercise)
+    folder = key or out / "key"
+    if key is None and not folder.exists():
+        typer.echo("drawing a new answer key from the master's own run")
+        source = read_source(master, explicit_ids=True)
+        return write_key(source, master.stem, folder, isolation=sandbox.value)
+    made = Key(folder)
+    if made.exercise.name != master.stem:
+        raise ValueError(f"{folder} is the key of {made.exercise.name!r}, not {exercise!r}")
+    if made.is_older_than(read_source(master, explicit_ids=True)):
+        _warn(
+            f"{master.name} has changed since {folder} was made, which grades as before; "
+            "`assign --update` renews the key"
+        )
+    return made
 
 
 def _warn(message: str) -> None:

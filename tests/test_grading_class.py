@@ -2,13 +2,18 @@
 
 import csv
 import json
+import os
 import shutil
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from kdcourse.cli import app
+from kdcourse.grading import exports, gradebook
+from kdcourse.grading.tables import read_rows
 
 MASTER = Path(__file__).parent / "grading" / "double.md"
 RIGHT_DOUBLE = "def double(x):\n    return [2 * value for value in x]\n"
@@ -162,3 +167,263 @@ def test_an_update_needs_the_key_of_the_same_exercise(copied):
     shutil.copy(exercise / "double.md", copied / "other.md")
     said = kdcourse("assign", copied / "other.md", "--out", exercise, "--update", code=2)
     assert "is the key of 'double', not 'other'" in said
+
+
+# Lateness, missing files, points and comments by a person
+
+
+@pytest.fixture
+def again(assigned, submissions, graded, tmp_path):
+    """Grade the same class with other terms: every result is kept, nothing runs."""
+    shutil.copytree(graded, tmp_path / "graded")
+    roster = tmp_path / "roster.csv"
+    roster.write_text("student\nanna\nben\ncleo\ndora\n")
+
+    def call(*options, code=0):
+        return kdcourse(
+            *("grade", assigned / "double.md", submissions, "--roster", roster),
+            *("--out", tmp_path / "graded", "--key", assigned / "key", *options),
+            code=code,
+        )
+
+    call.out = tmp_path / "graded"
+    return call
+
+
+def written(folder, text):
+    path = folder / "table.csv"
+    path.write_text(text)
+    return path
+
+
+TIMES = """student,submitted,deadline
+anna,2026-03-01T18:00+00:00,
+ben,2026-03-03T19:00+00:00,2026-03-02T18:00+00:00
+cleo,2026-03-20T18:00+00:00,
+"""
+
+
+def test_a_day_late_costs_its_share_of_the_possible_points(again, tmp_path):
+    times = written(tmp_path, TIMES)
+    again("--times", times, "--deadline", "2026-03-01T17:59+00:00", "--late-per-day", 25)
+    rows = table(again.out)
+    assert list(rows["anna"]) == [
+        *("student", "submission", "status", "score", "max_score", "double", "fit"),
+        *("submitted", "days_late", "penalty", "final"),
+    ]
+    got = {
+        name: tuple(row[column] for column in ("score", "days_late", "penalty", "final"))
+        for name, row in rows.items()
+    }
+    assert got == {
+        "anna": ("6", "1", "1.5", "4.5"),
+        "ben": ("4", "2", "3", "1"),
+        "cleo": ("0", "20", "0", "0"),
+        "dora": ("0", "0", "0", "0"),
+    }
+    assert rows["ben"]["submitted"].startswith("2026-03-03 19:00:00")
+    page = next((again.out / "feedback").glob("ben-*")).read_text()
+    assert "started days after the deadline" in page
+    assert "1 of 6 points" in " ".join(page.split())
+
+
+def test_the_penalty_has_a_cap(again, tmp_path):
+    times = written(tmp_path, TIMES.replace("03-01", "02-01"))
+    deadline = ("--deadline", "2026-01-01T00:00+00:00")
+    again("--times", times, *deadline, "--late-per-day", 25, "--late-cap", 50)
+    assert table(again.out)["anna"]["final"] == "3"
+
+
+def test_without_a_table_of_times_the_files_own_times_count(again, submissions):
+    at = 1_772_400_000
+    for name in ("anna", "ben", "cleo"):
+        os.utime(submissions / f"{name}.ipynb", (at, at))
+    seconds = {"same": 0, "day": -24 * 3600, "moment": -24 * 3600 - 1}
+    days = {}
+    for name, shift in seconds.items():
+        again("--deadline", datetime.fromtimestamp(at + shift).isoformat())
+        days[name] = table(again.out)["anna"]["days_late"]
+    assert days == {"same": "0", "day": "1", "moment": "2"}
+
+
+def test_terms_come_on_top_and_leave_no_trace(again, tmp_path):
+    again()
+    before = {path: path.read_bytes() for path in sorted(again.out.rglob("*.*"))}
+    manual = written(tmp_path, "student,part,points,comment\nanna,,1,Nice\n")
+    again("--manual", manual, "--deadline", "2020-01-01", "--missing", "blank")
+    assert (again.out / "grades.csv").read_bytes() != before[again.out / "grades.csv"]
+    for path in (again.out / "results").iterdir():
+        assert path.read_bytes() == before[path]
+    again()
+    assert {path: path.read_bytes() for path in sorted(again.out.rglob("*.*"))} == before
+
+
+MANUAL = """student;part;points;comment
+anna;double;1.5;Only positive numbers; see above
+ben;fit;2;<b>Close</b> enough
+ben;;0.5;A clear plot
+cleo;;;Please hand in the notebook itself
+"""
+
+
+def test_points_and_comments_by_a_person_are_merged(again, tmp_path):
+    again("--manual", written(tmp_path, MANUAL.replace("numbers; see", "numbers, see")))
+    rows = table(again.out)
+    assert list(rows["anna"])[-3:] == ["manual", "final", "comment"]
+    got = {name: (row["double"], row["manual"], row["final"]) for name, row in rows.items()}
+    assert got == {
+        "anna": ("4", "-2.5", "3.5"),
+        "ben": ("4", "2.5", "6.5"),
+        "cleo": ("0", "0", "0"),
+        "dora": ("0", "0", "0"),
+    }
+    assert rows["ben"]["comment"] == "A slope that predicts: <b>Close</b> enough; A clear plot"
+    page = next((again.out / "feedback").glob("ben-*")).read_text()
+    assert "&lt;b&gt;Close&lt;/b&gt; enough" in page and "6.5 of 6 points" in " ".join(page.split())
+    assert "notebook itself" in next((again.out / "feedback").glob("cleo-*")).read_text()
+
+
+def test_late_students_keep_what_a_person_adds_to_the_whole(again, tmp_path):
+    manual = written(tmp_path, "student,part,points\nben,fit,1\nben,,0.5\ncleo,,2\n")
+    again("--manual", manual, "--deadline", "2020-01-01", "--late-per-day", 100)
+    rows = table(again.out)
+    assert [rows[name]["final"] for name in ("anna", "ben", "cleo")] == ["0", "0.5", "2"]
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "problems"),
+    [
+        ("--manual", "student,part\nanna,fit\n", ["needs the columns student, part, points"]),
+        (
+            "--manual",
+            "student,part,points\nemil,fit,1\nanna,fitt,1\nben,fit,3\nben,double,\nben,double,x\n",
+            [
+                "line 2: no student 'emil'",
+                "line 3: no part 'fitt'; the parts are double, fit",
+                "line 4: fit has 0 to 2 points, got 3",
+                "line 6: points are a number like 2.5, got 'x'",
+                "nothing was changed",
+            ],
+        ),
+        (
+            "--manual",
+            "student,part,points\nanna,fit,1\nanna,fit,2\n",
+            ["line 3: 'anna' has a row for 'fit' already"],
+        ),
+        ("--manual", "student,part,points\nanna,fit,nan\n", ["a number like 2.5, got 'nan'"]),
+        (
+            "--times",
+            "student,submitted\nanna,2026-03-01\nemil,2026-03-01\n",
+            ["line 2: no deadline", "line 3: no student 'emil'"],
+        ),
+        (
+            "--times",
+            "student,submitted,deadline\nanna,yesterday,2026-03-01\n",
+            ["line 2: a time looks like 2026-03-02T18:00, got 'yesterday'"],
+        ),
+        (
+            "--times",
+            "student,submitted,deadline\nanna,2026-03-01,2026-03-01\n",
+            ["no time for 'ben'", "no time for 'cleo'"],
+        ),
+    ],
+)
+def test_a_table_that_does_not_fit_is_one_error_and_changes_nothing(
+    again, tmp_path, option, text, problems
+):
+    before = (again.out / "grades.csv").read_bytes()
+    said = again(option, written(tmp_path, text), code=2)
+    for problem in problems:
+        assert problem in said
+    assert (again.out / "grades.csv").read_bytes() == before
+
+
+def test_a_long_list_of_problems_is_cut(tmp_path):
+    lines = "".join(f"unknown{number},,1\n" for number in range(40))
+    exercise = SimpleNamespace(parts=())
+    with pytest.raises(ValueError, match="and 30 more") as raised:
+        gradebook.read_manual(written(tmp_path, f"student,part,points\n{lines}"), [], exercise)
+    assert len(str(raised.value).splitlines()) == 12
+
+
+def test_a_table_in_another_encoding_is_refused_in_words(tmp_path):
+    (tmp_path / "table.csv").write_bytes("student,part,points\nJörg,,1\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="not UTF-8 text: save it as CSV in UTF-8"):
+        read_rows(tmp_path / "table.csv", ["student"])
+
+
+def test_a_comment_is_never_cut(tmp_path):
+    path = written(tmp_path, 'student,points,comment\nanna,1,"good, and\nshort"\n')
+    rows = read_rows(path, ["student"], also=["comment"])
+    assert rows == [(3, {"student": "anna", "comment": "good, and\nshort"})]
+    path = written(tmp_path, "student,points,comment\nanna,1,good, but short\n")
+    with pytest.raises(ValueError, match="line 2 has more cells than the first line: put text"):
+        read_rows(path, ["student"])
+
+
+def test_names_are_the_same_in_every_unicode_form(tmp_path):
+    path = written(tmp_path, "\ufeffstudent,note\n e\u0301va ,x\n\n,,\n")
+    assert read_rows(path, ["student"], also=["more"]) == [(2, {"student": "éva", "more": ""})]
+
+
+def test_a_missing_file_may_mean_no_grade(again):
+    again("--missing", "blank")
+    row = table(again.out)["dora"]
+    assert (row["status"], row["score"], row["final"]) == ("missing", "0", "")
+    assert "\ndora,,\n" not in (again.out / "moodle.csv").read_text()
+    assert "\ndora,,missing" in (again.out / "moodle.csv").read_text()
+    assert (again.out / "canvas.csv").read_text().splitlines()[-1] == "dora,,,dora,,"
+    assert "No grade" in next((again.out / "feedback").glob("dora-*")).read_text()
+
+
+def test_who_is_not_in_the_roster_is_named_and_graded(again, tmp_path):
+    (tmp_path / "roster.csv").write_text("name,student\nAnna,anna\nBen,\nCleo,cleo\n")
+    assert "not in the roster, but graded: ben" in again()
+    assert list(table(again.out)) == ["anna", "ben", "cleo"]
+    (tmp_path / "roster.csv").write_text("\n\n")
+    assert "names no students" in again(code=2)
+
+
+# Other systems
+
+
+def test_the_exports_hold_the_final_grade(again, tmp_path):
+    manual = written(tmp_path, "student,part,points,comment\nben,fit,1,Half\n")
+    times = tmp_path / "times.csv"
+    times.write_text(TIMES)
+    deadline = ("--deadline", "2026-03-02T18:00+00:00", "--late-per-day", 5)
+    again("--manual", manual, "--times", times, *deadline)
+    assert (again.out / "canvas.csv").read_text().splitlines() == [
+        "Student,ID,SIS User ID,SIS Login ID,Section,double",
+        "Points Possible,,,,,6",
+        "anna,,,anna,,6",
+        "ben,,,ben,,4.4",
+        "cleo,,,cleo,,0",
+        "dora,,,dora,,0",
+    ]
+    with (again.out / "moodle.csv").open(newline="") as file:
+        lines = list(csv.reader(file))
+    assert lines[0] == ["username", "double", "double (feedback)"]
+    assert lines[2] == [
+        "ben",
+        "4.4",
+        "Double every value: 4 of 4; A slope that predicts: 0 of 2; "
+        "2 started days late: -0.6; from your instructor: +1 A slope that predicts: Half",
+    ]
+    content = json.loads(next((again.out / "gradescope").glob("ben-*")).read_text())
+    assert content["score"] == 4.4
+    assert sum(test["score"] for test in content["tests"]) == pytest.approx(4.4)
+    assert [test.get("max_score") for test in content["tests"]] == [4, 2, None, None]
+    assert [test.get("status") for test in content["tests"][:2]] == ["passed", "failed"]
+
+
+def test_exports_of_nobody_and_of_odd_names():
+    part = {"title": "One", "message": "right", "points": 2, "score": 1.5, "part": "one"}
+    result = {"student": "a,1", "score": 1.5, "max_score": 2, "parts": [part], "status": "error"}
+    result["note"] = "a cell raised"
+    grade = gradebook.grade_of(result, gradebook.AS_EARNED)
+    assert exports.canvas([(result, grade)], "x").splitlines()[-1] == '"a,1",,,"a,1",,1.5'
+    assert exports.moodle([(result, grade)], "x").splitlines()[-1].startswith('"a,1",1.5,error')
+    assert json.loads(exports.gradescope(result, grade))["output"] == "error: a cell raised"
+    assert exports.canvas([], "x").count("\n") == 2
+    assert exports.moodle([], "x").count("\n") == 1

@@ -15,9 +15,9 @@ import torch
 from kdcourse import notebooks, soft_targets
 from kdcourse.grading import (
     compare,
-    exports,
     feedback,
     grade,
+    gradebook,
     key,
     probe,
     report,
@@ -409,26 +409,12 @@ def test_the_feedback_page_escapes_everything():
             "parts": [part],
             "errors": [{"cell": attack, "name": attack, "message": attack}],
             "outputs": [{"cell": attack, "text": attack}],
-        }
+        },
+        gradebook.Grade(1, 0.5, 1.0, 2.0, ((attack, attack),), attack),
     )
     assert "<script" not in page
-    assert page.count("&lt;script&gt;") == 11
-    assert "1.5 of 2 points" in page
-
-
-def test_scores_are_exported_for_gradescope_and_canvas():
-    part = {"title": "One", "message": "right", "points": 2, "score": 1.5, "part": "one"}
-    scores = {"student": "a,1", "score": 1.5, "max_score": 2, "parts": [part]}
-    result = {**scores, "status": "error", "note": "a cell raised"}
-    gradescope = json.loads(exports.gradescope(result))
-    assert (gradescope["score"], gradescope["output"]) == (1.5, "error: a cell raised")
-    assert gradescope["tests"][0]["max_score"] == 2
-    assert exports.canvas([result], "double").splitlines() == [
-        "Student,ID,SIS User ID,SIS Login ID,Section,double",
-        "Points Possible,,,,,2",
-        '"a,1",,,"a,1",,1.5',
-    ]
-    assert exports.canvas([], "double").count("\n") == 2
+    assert page.count("&lt;script&gt;") == 14
+    assert "2 of 2 points" in page
 
 
 def test_a_fault_of_the_grader_costs_only_the_submission_it_met(tmp_path, monkeypatch):
@@ -443,7 +429,9 @@ def test_a_fault_of_the_grader_costs_only_the_submission_it_met(tmp_path, monkey
         }
 
     parts = (SimpleNamespace(part="p"),)
-    made = SimpleNamespace(digest="", run_digest="", exercise=SimpleNamespace(parts=parts, name="x"))
+    made = SimpleNamespace(
+        digest="", run_digest="", exercise=SimpleNamespace(parts=parts, name="x")
+    )
     monkeypatch.setattr(grade, "Key", lambda folder: made)
     monkeypatch.setattr(grade, "grade_one", grade_one)
     (tmp_path / "in").mkdir()

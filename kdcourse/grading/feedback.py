@@ -1,6 +1,9 @@
 """One page of feedback per student. Everything from the submission is escaped."""
 
+from functools import lru_cache
 from typing import Any
+
+from .gradebook import Grade
 
 TEMPLATE = """\
 <!doctype html>
@@ -26,7 +29,8 @@ TEMPLATE = """\
 <body>
 <main>
 <h1>Feedback for {{ student }}</h1>
-<p class="score">{{ number(score) }} of {{ number(max_score) }} points</p>
+<p class="score">{% if grade.final is none %}No grade{% else %}
+{{ number(grade.final) }} of {{ number(max_score) }} points{% endif %}</p>
 <p>{{ meaning }}{% if note %} ({{ note }}){% endif %}.
 {% if submission %}Graded file: <code>{{ submission }}</code>.{% endif %}
 {% if sandbox == "none" %}Run without a sandbox.{% endif %}</p>
@@ -41,6 +45,17 @@ TEMPLATE = """\
 <td class="points">{{ number(part.score) }} / {{ number(part.points) }}</td>
 <td>{{ part.message }}</td></tr>
 {% endfor %}
+{% if grade.penalty or grade.days_late %}
+<tr><th scope="row">Handed in late</th><td class="points">{{ number(0 - grade.penalty) }}</td>
+<td>{{ grade.submitted }}: {{ grade.days_late }}
+started {{ "day" if grade.days_late == 1 else "days" }} after the deadline</td></tr>
+{% endif %}
+{% if grade.manual or grade.comments %}
+<tr><th scope="row">From your instructor</th><td class="points">{{ number(grade.manual) }}</td>
+<td>{% for title, text in grade.comments %}
+{% if not loop.first %}<br>{% endif %}{% if title %}{{ title }}: {% endif %}{{ text }}
+{% endfor %}</td></tr>
+{% endif %}
 </tbody>
 </table>
 {% if errors %}
@@ -75,12 +90,15 @@ MEANINGS = {
 }
 
 
-def page(result: dict[str, Any]) -> str:
-    """The HTML page for one result."""
+def page(result: dict[str, Any], grade: Grade) -> str:
+    """The HTML page for one result and the grade that became of it."""
+    return _template().render(result, grade=grade, meaning=MEANINGS[result["status"]])
+
+
+@lru_cache(maxsize=1)
+def _template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = environment.from_string(TEMPLATE)
-    return template.render(
-        result, meaning=MEANINGS[result["status"]], number=lambda value: f"{value:.10g}"
-    )
+    environment.globals["number"] = lambda value: f"{value:.10g}"
+    return environment.from_string(TEMPLATE)

@@ -54,3 +54,9 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+
+
+def write_if_new(path: Path, data: bytes) -> None:
+    """Write `path` unless it holds just that already."""
+    if not path.is_file() or path.read_bytes() != data:
+        write_atomic(path, data)

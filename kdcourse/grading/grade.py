@@ -1,9 +1,7 @@
 """Grade a folder of submissions: one result file each, in parallel, resumable."""
 
-import csv
 import hashlib
 import importlib.metadata
-import io
 import json
 import os
 import platform
@@ -18,7 +16,8 @@ from typing import Any
 
 from . import archive, exports, feedback
 from .execute import executed_for
-from .files import write_atomic
+from .files import write_atomic, write_if_new
+from .gradebook import AS_EARNED, Terms, grade_of, grades
 from .key import Key
 from .sandbox import Limits, Sandbox, check_bubblewrap
 from .score import PartScore, nothing, score_parts
@@ -73,6 +72,7 @@ def grade_all(
     settings: Settings,
     *,
     roster: list[str] | None = None,
+    terms: Terms = AS_EARNED,
     jobs: int = 1,
     scheduler: str | None = None,
     resume: bool = True,
@@ -83,10 +83,11 @@ def grade_all(
 
     Args:
         submissions_folder: one file or one folder per student.
-        out: gets `results/*.json`, `feedback/*.html`, `gradescope/*.json`, `grades.csv` and
-            `canvas.csv`.
+        out: gets `results/*.json`, `answers/*.zip`, `feedback/*.html`, `gradescope/*.json`,
+            `grades.csv`, `canvas.csv` and `moodle.csv`.
         settings: key and limits.
         roster: students who must have a row.
+        terms: what turns a score into a grade.
         jobs: how many runs at the same time.
         scheduler: address of a Dask scheduler whose workers share this file system.
         resume: keep results whose submission, key and environment are the same, and only judge
@@ -125,14 +126,13 @@ def grade_all(
             if "fault" in result:
                 faults.append(result)
                 continue
-            save(result, out)
+            save(result, terms, out)
             results[result["student"]] = result
             if progress is not None:
                 progress(len(results), len(submissions), result)
     finally:
         done = [results[student] for student in sorted(results)]
-        write_grades(done, key, out / "grades.csv")
-        write_atomic(out / "canvas.csv", exports.canvas(done, key.exercise.name).encode())
+        write_class(done, key, terms, out)
     if faults:
         words = "\n".join(f"{fault['student']}:\n{fault['fault']}" for fault in faults)
         raise RuntimeError(f"the grader failed on {len(faults)} submissions:\n{words}")
@@ -260,29 +260,31 @@ def safe_name(student: str) -> str:
     return f"{plain or 'student'}-{hashlib.sha256(student.encode()).hexdigest()[:8]}"
 
 
-def save(result: dict[str, Any], out: Path) -> None:
+def save(result: dict[str, Any], terms: Terms, out: Path) -> None:
     """Write one result, last of all, after what is made from it."""
-    name = safe_name(result["student"])
     if (packed := result.pop("archive", None)) is not None:
         write_atomic(answers_path(out, result["student"]), packed)
-    write_atomic(out / "feedback" / f"{name}.html", feedback.page(result).encode())
-    write_atomic(out / "gradescope" / f"{name}.json", exports.gradescope(result).encode())
+    write_pages(result, terms, out)
     data = json.dumps(result, indent=1, sort_keys=True) + "\n"
     write_atomic(result_path(out, result["student"]), data.encode())
 
 
-def write_grades(results: list[dict[str, Any]], key: Key, path: Path) -> None:
-    """The class as CSV: one row per student, one column per part."""
-    names = [part.part for part in key.exercise.parts]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["student", "submission", "status", "score", "max_score", *names])
+def write_pages(result: dict[str, Any], terms: Terms, out: Path) -> None:
+    """What a student sees: the feedback page, and Gradescope's file."""
+    name, grade = safe_name(result["student"]), grade_of(result, terms)
+    write_if_new(out / "feedback" / f"{name}.html", feedback.page(result, grade).encode())
+    write_if_new(out / "gradescope" / f"{name}.json", exports.gradescope(result, grade).encode())
+
+
+def write_class(results: list[dict[str, Any]], key: Key, terms: Terms, out: Path) -> None:
+    """The files of the whole class."""
     for result in results:
-        scores = {part["part"]: part["score"] for part in result["parts"]}
-        row = [result["student"], result["submission"], result["status"]]
-        numbers = [result["score"], result["max_score"], *(scores[name] for name in names)]
-        table.writerow([*row, *(f"{number:.10g}" for number in numbers)])
-    write_atomic(path, text.getvalue().encode())
+        write_pages(result, terms, out)
+    graded = [(result, grade_of(result, terms)) for result in results]
+    name = key.exercise.name
+    write_atomic(out / "grades.csv", grades(results, key.exercise, terms).encode())
+    write_atomic(out / "canvas.csv", exports.canvas(graded, name).encode())
+    write_atomic(out / "moodle.csv", exports.moodle(graded, name).encode())
 
 
 def _graded(

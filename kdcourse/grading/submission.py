@@ -60,14 +60,28 @@ def find_submissions(folder: Path, roster: list[str] | None = None) -> list[Subm
 
 
 def read_roster(path: Path) -> list[str]:
-    """The students of a class: the column `student` of a CSV file, or else its first column."""
+    """The students of a class: the column `student` of a CSV file, or else its first column.
+
+    Raises:
+        ValueError: when the file names nobody.
+    """
     import csv
 
     with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if row and row[0].strip()]
-    column = rows[0].index("student") if rows and "student" in rows[0] else None
-    names = rows[1:] if column is not None else rows
-    return [row[column or 0].strip() for row in names]
+        rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
+    rows = [row for row in rows if any(row)]
+    headed = bool(rows) and "student" in rows[0]
+    column = rows[0].index("student") if headed else 0
+    names = [row[column] for row in rows[headed:] if len(row) > column and row[column]]
+    if not names:
+        raise ValueError(f"{path} names no students: give one a line, or a column `student`")
+    return names
+
+
+def strangers(submissions: list[Submission], roster: list[str]) -> list[str]:
+    """Who handed something in, but is not in the roster; often a misspelt file name."""
+    known = {_plain(name) for name in roster}
+    return [item.student for item in submissions if item.student not in known]
 
 
 def read_bytes(path: Path) -> bytes:
