@@ -350,7 +350,8 @@ class CRDLoss(nn.Module):
     Called with `(student [B, student_dim], teacher [B, teacher_dim], indices=None)`. Returns
     `{"crd": loss}`. `indices [B]` are the examples' numbers in the data set: with them a row that
     holds an example's own earlier embedding is no negative for it. In training mode the batch then
-    replaces the oldest rows of the queue; of a batch larger than the queue, its last rows.
+    replaces the oldest rows of the queue; of a batch larger than the queue, its last rows. Where
+    several processes train together (`torch.distributed`), the batches of all enter every queue.
 
     The buffer `memory_bank [num_negatives, feature_dim]` holds unit vectors at all times, random
     ones until they are replaced. Both heads train, the teacher's features and the queue do not.
@@ -417,7 +418,7 @@ class CRDLoss(nn.Module):
         size = len(self.memory_bank)
         if indices is None:
             indices = torch.full((len(keys),), -1, device=keys.device)
-        keys, indices = keys[-size:], indices[-size:]
+        keys, indices = _of_all_processes(keys)[-size:], _of_all_processes(indices)[-size:]
         rows = (self.oldest + torch.arange(len(keys), device=keys.device)) % size
         self.memory_bank = self.memory_bank.index_copy(0, rows, keys)
         self.memory_indices = self.memory_indices.index_copy(0, rows, indices)
@@ -451,7 +452,8 @@ class InstanceCRDLoss(nn.Module):
 
     Called with `(student [B, student_dim], teacher [B, teacher_dim], indices [B])` and optionally
     the `generator` that draws the negatives. Returns `{"crd": loss}`. In training mode the batch
-    then updates its rows of both banks.
+    then updates its rows of both banks; where several processes train together
+    (`torch.distributed`), the batches of all update every process's banks.
 
     Raises:
         ValueError: for features or indices that do not fit, or settings out of range.
@@ -526,8 +528,10 @@ class InstanceCRDLoss(nn.Module):
         log_noise = math.log(self.num_negatives / len(self.student_bank))
         logits = log_scores - (log_z + log_noise)[:, None, None]
         if self.training:
-            self.student_bank = self._moved(self.student_bank, indices, u.detach())
-            self.teacher_bank = self._moved(self.teacher_bank, indices, v.detach())
+            moving = _of_all_processes(indices)
+            u, v = _of_all_processes(u.detach()), _of_all_processes(v.detach())
+            self.student_bank = self._moved(self.student_bank, moving, u)
+            self.teacher_bank = self._moved(self.teacher_bank, moving, v)
         losses = F.softplus(-logits[..., 0]).sum() + F.softplus(logits[..., 1:]).sum()
         return {"crd": losses / len(student)}
 
@@ -546,6 +550,8 @@ class InstanceCRDLoss(nn.Module):
         if not self.log_z.isnan().any():
             return self.log_z
         flat = log_scores.flatten(1)
+        if self.training:
+            flat = _of_all_processes(flat, dim=1)
         log_z = flat.logsumexp(1) + math.log(len(self.student_bank) / flat.shape[1])
         if self.training:
             self.log_z = log_z
@@ -697,6 +703,15 @@ def _project(name: str, head: nn.Module, features: Tensor) -> Tensor:
         f"{name} must have the shape [B, {width}], got {shape(features)}",
     )
     return unit(widen(head(features)))
+
+
+def _of_all_processes(x: Tensor, dim: int = 0) -> Tensor:
+    """The batches of all processes that train together, joined in the order of their ranks."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return x
+    parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, x.contiguous())
+    return torch.cat(parts, dim=dim)
 
 
 def _check_indices(indices: Tensor, batch: int, *, high: float = math.inf) -> None:

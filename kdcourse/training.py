@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 from ._checks import require
 from .metrics import accuracy
 
 if TYPE_CHECKING:
     import pandas as pd
+    from accelerate import Accelerator
 
 Terms = dict[str, Tensor]
 
@@ -222,6 +223,7 @@ def fit(
     checkpoint: str | os.PathLike | None = None,
     seed: int | None = None,
     progress: bool = True,
+    accelerator: "Accelerator | None" = None,
 ) -> "pd.DataFrame":
     """Train whatever the objective trains, on whichever device its parameters are.
 
@@ -229,25 +231,33 @@ def fit(
     returns the finished epochs. With a checkpoint, the same call continues where it stopped and
     ends with weights bit-identical to those of an uninterrupted run.
 
+    With an `accelerate.Accelerator` the same call runs in every process of a launch (see the page
+    "From a laptop to a cluster"): each takes its share of the batches, gradients are averaged, the
+    history is that of all processes, and one of them writes the checkpoint.
+
     Args:
         objective: called with a batch; returns named terms, or `(terms, metrics)`.
         loader: yields batches; gone through once per epoch. If it has a `generator`, as a
             `DataLoader` or a `TensorLoader` may, that is seeded and checkpointed too.
         optimizer: must hold every trainable parameter of the objective.
         epochs: how many times to go through the loader, at least 0.
-        scheduler: a learning-rate scheduler, stepped after every batch.
+        scheduler: a learning-rate scheduler, stepped after every step of the optimizer.
         validate: called after each epoch in which the objective was trained; what it returns is
             added to the history.
         checkpoint: a file, replaced atomically after each epoch and continued from if it exists.
         seed: seeds PyTorch and the loader's generator before the first epoch.
         progress: show a progress bar.
+        accelerator: decides devices, processes and precision; the loader must then be a
+            `DataLoader`, one that shuffles must have a `generator`. The processes share its batches
+            out among themselves; where the last ones do not suffice, examples are seen twice.
 
     Returns:
         The history: one row an epoch with `loss`, every term and metric (means weighted by batch
         size, so that a short last batch counts for what it is), and `seconds`.
 
     Raises:
-        ValueError: if a trainable parameter is missing from the optimizer, or the loader is empty.
+        ValueError: if a trainable parameter is missing from the optimizer, the loader is empty, or
+            the accelerator cannot share it out.
         FloatingPointError: if a term is not finite; the message names the term and the epoch.
     """
     import pandas as pd
@@ -255,18 +265,26 @@ def fit(
 
     require(epochs >= 0, f"epochs must be at least 0, got {epochs}")
     _check_all_held(objective, optimizer)
-    state = _RunState(objective, optimizer, scheduler, getattr(loader, "generator", None))
+    if accelerator is not None:
+        _check_can_be_shared_out(loader)
+    state = _RunState(
+        objective, optimizer, scheduler, getattr(loader, "generator", None), accelerator
+    )
+    if seed is not None:
+        state.seed(seed)
+    forward: nn.Module = objective
+    if accelerator is not None:
+        forward, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
+        progress = progress and accelerator.is_main_process
     history: list[dict[str, float]] = []
     if checkpoint is not None and Path(checkpoint).exists():
         history = state.load(Path(checkpoint))
-    elif seed is not None:
-        state.seed(seed)
     bar = tqdm(total=epochs, initial=len(history), desc="epochs", leave=False, disable=not progress)
     try:
-        with bar, _mode(objective, training=True):
+        with bar, _mode(forward, training=True):
             for epoch in range(len(history) + 1, epochs + 1):
                 row: dict[str, float] = {"epoch": epoch}
-                row |= _train_one_epoch(objective, loader, optimizer, scheduler, epoch)
+                row |= _train_one_epoch(forward, loader, optimizer, scheduler, epoch, accelerator)
                 if validate is not None:
                     row |= validate()
                 history.append(row)
@@ -280,6 +298,9 @@ def fit(
             f"are kept, the history has {len(history)} finished epochs",
             stacklevel=2,
         )
+    finally:
+        if accelerator is not None:
+            accelerator.unwrap_model(forward, keep_fp32_wrapper=False)
     return pd.DataFrame(history)
 
 
@@ -289,6 +310,7 @@ def _train_one_epoch(
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
     epoch: int,
+    accelerator: "Accelerator | None",
 ) -> dict[str, float]:
     device = next(objective.parameters()).device
     started = time.perf_counter()
@@ -300,7 +322,10 @@ def _train_one_epoch(
         terms, metrics = result if isinstance(result, tuple) else (result, {})
         loss = torch.stack(list(terms.values())).sum()
         optimizer.zero_grad()
-        loss.backward()
+        if accelerator is None:
+            loss.backward()
+        else:
+            accelerator.backward(loss)
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
@@ -310,7 +335,11 @@ def _train_one_epoch(
         for name, value in {"loss": loss, **terms, **metrics}.items():
             totals[name] = totals.get(name, 0) + value.detach() * size
     require(examples > 0, "loader must yield at least one batch, got none")
-    means = {name: float(total) / examples for name, total in totals.items()}
+    sums = torch.stack([torch.tensor(float(examples), device=device), *totals.values()])
+    if accelerator is not None:
+        sums = accelerator.reduce(sums)
+    count, *values = sums.tolist()
+    means = {name: value / count for name, value in zip(totals, values, strict=True)}
     broken = [name for name, mean in means.items() if not math.isfinite(mean)]
     if broken:
         raise FloatingPointError(
@@ -332,6 +361,19 @@ def _check_all_held(objective: nn.Module, optimizer: torch.optim.Optimizer) -> N
     )
 
 
+def _check_can_be_shared_out(loader: Iterable) -> None:
+    if not isinstance(loader, DataLoader):
+        raise ValueError(
+            "with an accelerator the loader must be a torch.utils.data.DataLoader, got "
+            f"{type(loader).__name__}"
+        )
+    require(
+        loader.generator is not None or not isinstance(loader.sampler, RandomSampler),
+        "with an accelerator a loader that shuffles must have a generator, so that all processes "
+        "go through the data in the same order: DataLoader(..., generator=torch.Generator())",
+    )
+
+
 class _RunState:
     """All that has to be the same for the next epoch to be the same."""
 
@@ -341,26 +383,34 @@ class _RunState:
         optimizer: torch.optim.Optimizer,
         scheduler: Any,
         generator: torch.Generator | None,
+        accelerator: "Accelerator | None",
     ) -> None:
         self.parts: dict[str, Any] = {"objective": objective, "optimizer": optimizer}
         if scheduler is not None:
             self.parts["scheduler"] = scheduler
+        if accelerator is not None and accelerator.scaler is not None:
+            self.parts["scaler"] = accelerator.scaler
         self.generator = generator
+        self.accelerator = accelerator
 
     def seed(self, seed: int) -> None:
-        torch.manual_seed(seed)
+        """The loader's order is drawn alike in every process, dropout is not."""
+        rank = 0 if self.accelerator is None else self.accelerator.process_index
+        torch.manual_seed(seed + rank)
         if self.generator is not None:
             self.generator.manual_seed(seed)
 
     def save(self, path: Path, history: list[dict[str, float]]) -> None:
+        states = [self._random_states()]
+        if self.accelerator is not None:
+            from accelerate.utils import gather_object
+
+            states = gather_object(states)
+            if not self.accelerator.is_main_process:
+                return
         content: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
         content["history"] = history
-        content["random"] = {
-            "python": random.getstate(),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "loader": None if self.generator is None else self.generator.get_state(),
-        }
+        content["random"] = states
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(path.name + ".part")
         torch.save(content, unfinished)
@@ -371,7 +421,15 @@ class _RunState:
         for name, part in self.parts.items():
             require(name in content, f"checkpoint {path} holds no {name}: it is of another run")
             part.load_state_dict(content[name])
-        states = content["random"]
+        rank, processes = 0, 1
+        if self.accelerator is not None:
+            rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        require(
+            len(content["random"]) == processes,
+            f"checkpoint {path} must be continued by as many processes as wrote it, "
+            f"{len(content['random'])}, got {processes}",
+        )
+        states = content["random"][rank]
         random.setstate(states["python"])
         torch.set_rng_state(states["torch"])
         if states["cuda"] and torch.cuda.is_available():
@@ -379,6 +437,14 @@ class _RunState:
         if self.generator is not None and states["loader"] is not None:
             self.generator.set_state(states["loader"])
         return content["history"]
+
+    def _random_states(self) -> dict[str, Any]:
+        return {
+            "python": random.getstate(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "loader": None if self.generator is None else self.generator.get_state(),
+        }
 
 
 @contextmanager

@@ -1,9 +1,13 @@
 """The loop: contracts, the frozen teacher, interruption, checkpoints, cached outputs."""
 
 import copy
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
+import several_processes
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -398,3 +402,78 @@ def test_no_warning_in_an_ordinary_run() -> None:
         warnings.simplefilter("error")
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         fit(SupervisedObjective(model), seeded_loader(toy_data()), optimizer, epochs=1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> dict[str, dict]:
+    """What tests/several_processes.py leaves: one process, each of two, and one in bfloat16."""
+    folder = tmp_path_factory.mktemp("processes")
+    script = Path(__file__).with_name("several_processes.py")
+    in_two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for launch, precision in (([], "no"), (in_two, "no"), ([], "bf16")):
+        run_python(*launch, script, folder, precision, cwd=folder)
+    return {file.stem: torch.load(file) for file in folder.glob("[12]-*.pt")}
+
+
+class TestSeveralProcesses:
+    @pytest.mark.parametrize("name", ["soft targets", "hint", "queue", "banks"])
+    def test_two_end_with_the_weights_of_one(self, trained, name) -> None:
+        one, first, second = (trained[run][name] for run in ("1-0-no", "2-0-no", "2-1-no"))
+        torch.testing.assert_close(first["state"], one["state"], rtol=1e-4, atol=1e-5)
+        assert_same(first["state"], second["state"])
+        for column, values in one["history"].items():
+            assert first["history"][column] == pytest.approx(values, rel=1e-4)
+        assert first["history"] == second["history"]
+
+    @pytest.mark.parametrize("run", ["1-0-no", "2-0-no", "2-1-no"])
+    def test_an_interrupted_run_ends_the_same(self, trained, run) -> None:
+        assert_same(trained[run]["continued"]["state"], trained[run]["banks"]["state"])
+        assert trained[run]["continued"]["history"] == trained[run]["banks"]["history"]
+
+    def test_a_last_batch_too_small_for_two_keeps_them_together(self, trained) -> None:
+        first, second = (trained[run]["uneven"] for run in ("2-0-no", "2-1-no"))
+        assert_same(first["state"], second["state"])
+        assert first["history"] == second["history"]
+
+    def test_one_process_is_the_ordinary_loop(self, trained) -> None:
+        objective = several_processes.objectives()["soft targets"]
+        history = several_processes.train(objective, processes=1)
+        assert_same(weights(objective), trained["1-0-no"]["soft targets"]["state"])
+        expected = trained["1-0-no"]["soft targets"]["history"]
+        assert history.drop(columns="seconds").to_dict("list") == expected
+
+    def test_mixed_precision_computes_coarser_and_keeps_float32_weights(self, trained) -> None:
+        exact, coarse = (trained[run]["hint"] for run in ("1-0-no", "1-0-bf16"))
+        difference = abs(exact["history"]["loss"][-1] - coarse["history"]["loss"][-1])
+        assert 0 < difference < 0.05
+        assert all(value.dtype == torch.float32 for value in coarse["state"].values())
+
+    def test_the_page_s_script_runs_in_two_processes(self, tmp_path) -> None:
+        page = Path(__file__).parents[1] / "book" / "several_processes.md"
+        code = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+        (tmp_path / "train.py").write_text(code.replace("epochs=5", "epochs=1"), encoding="utf-8")
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        shown = run_python(*launch, "train.py", cwd=tmp_path)
+        assert shown.count("test accuracy") == 1
+        assert (tmp_path / "student.pt").exists()
+
+    def test_loaders_that_cannot_be_shared_out(self) -> None:
+        model = network(0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        accelerator = several_processes.Accelerator(cpu=True)
+        for loader, words in (
+            ([toy_data()[:8]], "must be a torch.utils.data.DataLoader, got list"),
+            (DataLoader(toy_data(), shuffle=True), "a loader that shuffles must have a generator"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                fit(
+                    SupervisedObjective(model), loader, optimizer, epochs=1, accelerator=accelerator
+                )
+
+
+def run_python(*arguments: object, cwd: Path) -> str:
+    """What a Python process prints; its errors become this test's."""
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
