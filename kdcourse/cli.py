@@ -149,16 +149,15 @@ def check(
     notebook: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for the whole notebook")] = 600,
 ) -> None:
-    """Run your own notebook and show its public checks."""
-    from .grading.public import run_checks
+    """Run your own notebook afresh, with short runs, and show its public checks."""
+    from .grading.public import check_file
     from .grading.submission import InvalidSubmission
 
     try:
-        lines = run_checks(notebook, seconds=timeout)
+        for line in check_file(notebook, seconds=timeout):
+            typer.echo(line)
     except InvalidSubmission as problem:
         _stop(problem)
-    for line in lines:
-        typer.echo(line)
 
 
 @app.command()

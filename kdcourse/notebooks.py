@@ -22,6 +22,7 @@ try:
 except ImportError:  # on Colab: fetch the course's package; its PyTorch stays as it is
     %pip install --quiet "kdcourse @ git+{{repository}}@{{tag}}\""""
 STUB = 'raise NotImplementedError("not answered yet")'
+QUICK = r"^# kdcourse check uses: (.+)$"
 PRIVATE_TAGS = {"probe", "key", "solution"}
 _METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -199,13 +200,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _public_version(master: Any, *, solved: bool) -> Any:
     notebook = copy.deepcopy(master)
-    notebook.metadata.pop("grading", None)
+    quick = notebook.metadata.pop("grading", {}).get("quick", {})
     notebook.cells = [cell for cell in notebook.cells if not PRIVATE_TAGS & set(tags(cell))]
     for cell in notebook.cells:
         cell.metadata.pop("grading", None)
         if cell.cell_type == "code":
             stub, solution = _split_solution(cell.source, cell.id)
             cell.source = solution if solved else stub
+            if quick and "parameters" in tags(cell):
+                values = "; ".join(f"{name} = {value!r}" for name, value in quick.items())
+                cell.source += f"\n# kdcourse check uses: {values}"
             cell.metadata["id"] = cell.id
             cell.metadata["deletable"] = False
     return notebook

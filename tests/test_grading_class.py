@@ -4,15 +4,20 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
+from kdcourse import notebooks
 from kdcourse.cli import app
-from kdcourse.grading import exports, gradebook
+from kdcourse.grading import exports, gradebook, key, public
 from kdcourse.grading.tables import read_rows
 
 MASTER = Path(__file__).parent / "grading" / "double.md"
@@ -427,3 +432,157 @@ def test_exports_of_nobody_and_of_odd_names():
     assert json.loads(exports.gradescope(result, grade))["output"] == "error: a cell raised"
     assert exports.canvas([], "x").count("\n") == 2
     assert exports.moodle([], "x").count("\n") == 1
+
+
+# What learners get
+
+
+def checked(*cells, seconds=60):
+    """The lines of `check` for a notebook of these cells; a heading begins with `#`."""
+    types = {True: "markdown", False: "code"}
+    made = [{"cell_type": types[text.startswith("# ")], "source": text} for text in cells]
+    lines = public.run_checks(json.dumps({"nbformat": 4, "cells": made}).encode(), seconds=seconds)
+    return "\n".join(lines).splitlines()
+
+
+CHECK = "from kdcourse.grading.selfcheck import check"
+
+
+def test_a_failed_check_says_what_was_expected_and_where_to_look():
+    lines = checked(
+        CHECK,
+        "# Part 1: twice",
+        "def double(x):\n    y = x\n    return x * 3",
+        "with check('Twice two'):\n    assert double(2) == 4, f'expected 4, got {double(2)}'",
+        "# Part 2: half",
+        "def half(x):\n    return x / nothing",
+        "with check('Half of two'):\n    half(2)",
+        "with check('Half of four'):\n    raise NotImplementedError",
+        "with check('One'):\n    assert True",
+    )
+    assert lines == [
+        "✗ Twice two: expected 4, got 6",
+        "  Look under “Part 1: twice”, at the cell ‘with check('Twice two'):’",
+        "✗ Half of two: NameError: name 'nothing' is not defined, in the line: return x / nothing",
+        "  Look under “Part 2: half”, at the cell ‘with check('Half of two'):’",
+        "– Half of four: not answered yet",
+        "✓ One",
+        "",
+        "1 of 4 pass, 2 fail, 1 not answered yet. "
+        "These are examples: grading asks the same with other inputs.",
+    ]
+
+
+def test_what_cells_raise_is_told_with_its_line_and_stops_nothing():
+    lines = checked(
+        "# Title",
+        "def f(x):\n    y = x\n    return y / 0",
+        "f(1)",
+        "print(undefined)",
+        "def g(:\n    pass",
+        "raise NotImplementedError",
+        "input()",
+        "import sys; sys.exit(1)",
+        f"{CHECK}\nwith check('The end'):\n    pass",
+    )
+    assert "  Look under “Title”, at the cell ‘def f(x):’, line 3: return y / 0" in lines
+    assert (
+        "  Is it defined further up? The cells run from top to bottom, in a fresh process." in lines
+    )
+    assert "✗ SyntaxError: invalid syntax" in lines
+    assert "– A cell is not answered yet" in lines
+    assert "  Nobody is there to answer input(): grading runs without a keyboard." in lines
+    assert lines[-3] == "✓ The end"
+    assert lines[-1].startswith("1 of 7 pass, 5 fail, 1 not answered yet.")
+
+
+def test_a_check_is_quick_where_the_exercise_says_how():
+    parameters = "epochs = 10**9\n# kdcourse check uses: epochs = 2; names = ['a', 'b']"
+    lines = checked(
+        parameters, f"{CHECK}\nwith check('Quick'):\n    assert [epochs, *names] == [2, 'a', 'b']"
+    )
+    assert lines[0] == "✓ Quick"
+
+
+def test_the_master_says_how_a_check_is_quick(tmp_path):
+    text = MASTER.read_text()
+    master = tmp_path / "double.md"
+    master.write_text(text.replace("grading:\n", "grading:\n  quick: {repeats: 2, names: [a]}\n"))
+    read = notebooks.read_source(master, explicit_ids=True)
+    cells = {cell.id: cell.source for cell in notebooks.student_version(read).cells}
+    assert (
+        cells["parameters"].splitlines()[-1] == "# kdcourse check uses: repeats = 2; names = ['a']"
+    )
+    assert "check uses" not in "".join(cell.source for cell in read.cells)
+    assert key.declared(read, "double").parameters == (("repeats", 3),)
+
+
+def test_the_real_exercise_is_checked_in_seconds(tmp_path):
+    source = MASTER.parents[2] / "book" / "sources" / "exercises" / "temperature.md"
+    solved = notebooks.solution_version(notebooks.read_source(source, explicit_ids=True))
+    path = tmp_path / "mine.ipynb"
+    path.write_text(json.dumps(solved))
+    start = time.monotonic()
+    lines = kdcourse("check", path)
+    assert "9 of 9 pass, 0 fail, 0 not answered yet" in lines
+    assert time.monotonic() - start < 60
+
+
+def test_a_check_ends_what_does_not_end_by_itself():
+    sleeper = "2718282.5"
+    starts = f"import subprocess; subprocess.Popen(['sleep', '{sleeper}'])"
+    lines = checked(
+        f"{CHECK}\nwith check('First'):\n    pass",
+        f"{starts}\nwhile True: pass",
+        "1",
+        seconds=3,
+    )
+    assert lines[:4] == [
+        "✓ First",
+        "✗ A cell is still running",
+        f"  Look at the top, at the cell ‘{starts}’",
+        "  Cells below it that were not run: 1.",
+    ]
+    running = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    assert not [line for line in running if sleeper in line]
+    lines = checked("import os; os._exit(0)")
+    assert lines[0] == "✗ A cell ended the whole process"
+
+
+def test_a_notebook_without_checks_and_a_file_that_is_none(tmp_path):
+    assert checked("1")[-1] == "This notebook has no checks."
+    (tmp_path / "text.ipynb").write_text("text")
+    assert "not valid JSON" in kdcourse("check", tmp_path / "text.ipynb", code=2)
+
+
+def test_a_notebook_checks_itself_and_not_again_inside(tmp_path, monkeypatch, capsys):
+    cells = [
+        {"cell_type": "code", "source": f"{CHECK}\nwith check('One'):\n    pass"},
+        {
+            "cell_type": "code",
+            "source": "from kdcourse.grading.public import check_notebook; check_notebook()",
+        },
+    ]
+    (tmp_path / "mine.ipynb").write_text(json.dumps({"nbformat": 4, "cells": cells}))
+    monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "mine.ipynb"))
+    public.check_notebook()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "✓ One"
+    assert lines[-1].startswith("1 of 1 pass")
+    monkeypatch.setenv("JPY_SESSION_NAME", "")
+    public.check_notebook()
+    assert "Save this notebook" in capsys.readouterr().out
+
+
+def test_checking_imports_only_what_a_notebook_host_has():
+    program = (
+        "import json, sys, kdcourse.grading.public as public; "
+        "empty = json.dumps({'nbformat': 4, 'cells': []}).encode(); "
+        "print(list(public.run_checks(empty, seconds=9))); "
+        "print([name for name in ('papermill', 'jupytext', 'nbformat', 'torch', 'zmq') "
+        "if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -88,6 +88,7 @@ def declared(master: Any, name: str) -> Exercise:
         ValueError: for a declaration that cannot be graded.
     """
     settings = dict(master.metadata.get("grading", {}))
+    settings.pop("quick", None)  # for the learner: see `notebooks.student_version`
     parts = []
     code = key_code(master)
     for cell in master.cells:

@@ -1,5 +1,7 @@
 """The public checks of an exercise: what a learner sees while working."""
 
+import linecache
+import traceback
 from types import TracebackType
 
 MARKS = {"right": "✓", "wrong": "✗", "open": "–"}
@@ -40,7 +42,16 @@ class check:  # noqa: N801 - reads as a statement: `with check("..."):`
         elif isinstance(error, AssertionError):
             print(f"{MARKS['wrong']} {self.title}: {error}")
         elif isinstance(error, Exception):
-            print(f"{MARKS['wrong']} {self.title}: {type(error).__name__}: {error}")
+            print(f"{MARKS['wrong']} {self.title}: {type(error).__name__}: {error}{_at(error)}")
         else:
             return False
         return True
+
+
+def _at(error: BaseException) -> str:
+    """The innermost line of the notebook that led to an exception, as words."""
+    code = ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__") == "__main__":
+            code = linecache.getline(frame.f_code.co_filename, number).strip()
+    return f", in the line: {code}" if code else ""

@@ -16,7 +16,7 @@ def write_submission(exercise: str) -> None:
     Args:
         exercise: the stem of the exercise's notebook.
     """
-    notebook = _from_colab() or _from_disk()
+    notebook = this_notebook()
     if notebook is None:
         print("Save this notebook (Ctrl+S): the saved .ipynb file is your submission.")
         return
@@ -30,6 +30,11 @@ def write_submission(exercise: str) -> None:
         from google.colab import files
 
         files.download(str(path))
+
+
+def this_notebook() -> Any:
+    """The notebook that this is called in: as Colab holds it, or as it was last saved, or None."""
+    return _from_colab() or _from_disk()
 
 
 def _from_colab() -> Any:
