@@ -1,4 +1,4 @@
-"""The command line: `kdcourse assign`, `grade`, `check` and `report`."""
+"""The command line: `kdcourse assign`, `grade`, `check`, `report` and `similar`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -169,6 +169,30 @@ def report(folder: Annotated[Path, typer.Argument(exists=True, file_okay=False)]
         print_report(load_results(folder))
     except ValueError as error:
         _stop(error)
+
+
+@app.command()
+def similar(
+    exercise: Exercise,
+    submissions: Annotated[Path, typer.Argument(exists=True, file_okay=False)],
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Show pairs from here on")] = 0.6,
+    out: Annotated[Path | None, typer.Option(help="Also write the pairs to this CSV file")] = None,
+) -> None:
+    """Show submissions that look alike, or like the published solution: a flag, not a verdict."""
+    from .grading.key import find_master
+    from .grading.similar import find_similar, print_pairs, to_csv
+    from .grading.submission import find_submissions
+    from .notebooks import read_source
+
+    try:
+        master = read_source(find_master(exercise), explicit_ids=True)
+        found = find_submissions(submissions)
+        pairs = find_similar(found, master, threshold=threshold)
+        if out is not None:
+            out.write_text(to_csv(pairs), encoding="utf-8")
+    except (ValueError, OSError) as error:
+        _stop(error)
+    print_pairs(pairs, len(found), threshold)
 
 
 def main() -> None:

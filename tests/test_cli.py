@@ -41,7 +41,7 @@ def test_a_wrong_call_ends_with_2_and_says_why(arguments, message, tmp_path):
 def test_help_names_every_command():
     done = call("--help")
     assert done.exit_code == 0
-    for command in ("assign", "grade", "check", "report"):
+    for command in ("assign", "grade", "check", "report", "similar"):
         assert command in done.output
 
 

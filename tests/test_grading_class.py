@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,10 +18,11 @@ from typer.testing import CliRunner
 
 from kdcourse import notebooks
 from kdcourse.cli import app
-from kdcourse.grading import exports, gradebook, key, public
+from kdcourse.grading import exports, gradebook, key, public, similar, submission
 from kdcourse.grading.tables import read_rows
 
 MASTER = Path(__file__).parent / "grading" / "double.md"
+TEMPERATURE = MASTER.parents[2] / "book" / "sources" / "exercises" / "temperature.md"
 RIGHT_DOUBLE = "def double(x):\n    return [2 * value for value in x]\n"
 RIGHT_FIT = 'def fit(x, y):\n    return {"slope": (x * y).sum() / (x * x).sum()}\n'
 SHIFTED_FIT = 'def fit(x, y):\n    return {"slope": (x * y).sum() / (x * x).sum() + 0.4}\n'
@@ -434,6 +436,151 @@ def test_exports_of_nobody_and_of_odd_names():
     assert exports.moodle([], "x").count("\n") == 1
 
 
+# Submissions that look alike
+
+PARTS_OF_AN_ANSWER = {
+    "answer-loss": """\
+def soft_target_loss(student_logits, teacher_logits, temperature):
+    log_p = F.log_softmax(student_logits / temperature, dim=1)
+    q = F.softmax(teacher_logits.detach() / temperature, dim=1)
+    return F.kl_div(log_p, q, reduction="batchmean") * temperature**2
+""",
+    "answer-sweep": """\
+def sweep(train, validation, *, temperatures, seeds, loss, epochs):
+    images, teacher_logits = train
+    accs = torch.empty(len(temperatures), len(seeds))
+    students = {}
+    for i, T in enumerate(temperatures):
+        for j, s in enumerate(seeds):
+            net = make_student(s)
+            net = distil(
+                net, images, teacher_logits, temperature=T, loss=loss, epochs=epochs, seed=s
+            )
+            students[(T, s)] = net
+            accs[i, j] = accuracy(net, validation[0], validation[1])
+    return accs, students
+""",
+    "answer-best": """\
+def best_temperature(temperatures, accuracies):
+    acc = torch.as_tensor(accuracies)
+    b = acc.mean(1).argmax().item()
+    undecided = []
+    for i in range(len(temperatures)):
+        iv = interval((acc[b] - acc[i]).tolist())
+        if iv.low <= 0 and iv.high >= 0:
+            undecided.append(temperatures[i])
+    return temperatures[b], undecided
+""",
+}
+ANOTHER_ANSWER = {
+    "answer-loss": """\
+def soft_target_loss(student_logits, teacher_logits, temperature):
+    with torch.no_grad():
+        wanted = torch.log_softmax(teacher_logits / temperature, -1)
+    got = torch.log_softmax(student_logits / temperature, -1)
+    divergence = torch.sum(torch.exp(wanted) * (wanted - got), dim=-1)
+    return divergence.mean() * temperature * temperature
+""",
+    "answer-sweep": """\
+def sweep(train, validation, *, temperatures, seeds, loss, epochs):
+    students = {
+        (t, s): distil(make_student(s), *train, temperature=t, loss=loss, epochs=epochs, seed=s)
+        for t in temperatures
+        for s in seeds
+    }
+    rows = [[accuracy(students[t, s], *validation) for s in seeds] for t in temperatures]
+    return torch.tensor(rows), students
+""",
+    "answer-best": """\
+def best_temperature(temperatures, accuracies):
+    averages = [float(torch.as_tensor(row).mean()) for row in accuracies]
+    top = averages.index(max(averages))
+    open_ones = []
+    for t, row in zip(temperatures, accuracies):
+        low, high = interval([float(a) - float(b) for a, b in zip(accuracies[top], row)])[1:3]
+        if low > 0 or high < 0:
+            continue
+        open_ones.append(t)
+    return temperatures[top], open_ones
+""",
+}
+
+
+@pytest.fixture
+def essays(tmp_path):
+    """A folder of submissions to the real exercise, and a function that adds one."""
+    master = notebooks.read_source(TEMPERATURE, explicit_ids=True)
+    blank = notebooks.student_version(master)
+
+    def add(name, answers, change=lambda text: text):
+        made = json.loads(json.dumps(blank))
+        for cell in made["cells"]:
+            cell["source"] = change(answers.get(cell["id"], cell["source"]))
+        (tmp_path / f"{name}.ipynb").write_text(json.dumps(made))
+
+    add("blank", {})
+    add("anna", PARTS_OF_AN_ANSWER)
+    add("ben", ANOTHER_ANSWER)
+    (tmp_path / "broken.ipynb").write_text("{")
+    add.master, add.folder = master, tmp_path
+    return add
+
+
+def alike(essays, **options):
+    found = submission.find_submissions(essays.folder)
+    return {
+        (pair.first, pair.second): pair.similarity
+        for pair in similar.find_similar(found, essays.master, **options)
+    }
+
+
+def disguised(text):
+    """Other names, blanks and quotes; comments and docstrings."""
+    for old, new in {"log_p": "mine", "accs": "results", "net": "pupil", "iv": "found"}.items():
+        text = re.sub(rf"\b{old}\b", new, text)
+    text = text.replace('"', "'").replace(" / ", "/").replace("\n    return", "\n\n    return")
+    return re.sub(r"(def .*:)\n", r"\1\n    '''My own work.'''  # really\n", text)
+
+
+def test_independent_answers_are_not_flagged(essays):
+    assert alike(essays) == {}
+    everything = alike(essays, threshold=0)
+    assert 0 < everything["anna", "ben"] < 0.4
+
+
+def test_a_disguised_copy_is_flagged(essays):
+    essays("copy", PARTS_OF_AN_ANSWER, disguised)
+    assert alike(essays) == {("anna", "copy"): 1.0}
+
+
+def test_a_copy_that_was_added_to_is_still_flagged(essays):
+    added = "def unused(n):\n    return [k * n - n**2 for k in range(n) if k % 3 == 1]\n"
+    essays("copy", {**PARTS_OF_AN_ANSWER, "plot": added * 4 + "print('done')\n" * 20}, disguised)
+    assert alike(essays)["anna", "copy"] == 1.0
+
+
+def test_the_published_solution_is_recognised(essays):
+    solved = notebooks.solution_version(essays.master)
+    essays("pasted", {cell.id: cell.source for cell in solved.cells}, disguised)
+    assert alike(essays) == {("pasted", similar.SOLUTION): 1.0}
+
+
+def test_what_was_handed_out_makes_nobody_alike(essays):
+    essays("blank-too", {})
+    assert ("blank", "blank-too") not in alike(essays, threshold=0)
+
+
+def test_the_command_shows_pairs_and_writes_them(essays, tmp_path):
+    essays("[bold]copy", PARTS_OF_AN_ANSWER, disguised)
+    table = tmp_path / "pairs.csv"
+    said = kdcourse("similar", "temperature", essays.folder, "--out", table)
+    assert "[bold]copy" in said and "100 %" in said
+    assert "1 pairs of 5 submissions are at least 60 % alike" in said
+    lines = table.read_text().splitlines()
+    assert lines[0] == "first,second,similarity,shared"
+    assert lines[1].startswith("[bold]copy,anna,1.000,")
+
+
 # What learners get
 
 
@@ -518,8 +665,7 @@ def test_the_master_says_how_a_check_is_quick(tmp_path):
 
 
 def test_the_real_exercise_is_checked_in_seconds(tmp_path):
-    source = MASTER.parents[2] / "book" / "sources" / "exercises" / "temperature.md"
-    solved = notebooks.solution_version(notebooks.read_source(source, explicit_ids=True))
+    solved = notebooks.solution_version(notebooks.read_source(TEMPERATURE, explicit_ids=True))
     path = tmp_path / "mine.ipynb"
     path.write_text(json.dumps(solved))
     start = time.monotonic()
