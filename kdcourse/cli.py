@@ -162,13 +162,15 @@ def check(
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(exists=True, file_okay=False)]) -> None:
-    """Show the class at a glance: statuses, distribution, difficulty of each part."""
-    from .grading.report import load_results, print_report
+    """Show the class at a glance, as text, as a picture and as a page."""
+    from .grading import report as room
 
     try:
-        print_report(load_results(folder))
+        summary = room.summarize(room.load_results(folder), room.load_finals(folder))
     except ValueError as error:
         _stop(error)
+    room.print_report(summary)
+    typer.echo(f"the same as a page: {room.write_report(summary, folder, folder.resolve().name)}")
 
 
 @app.command()

@@ -340,7 +340,7 @@ def test_feedback_is_escaped_and_tells_no_secrets(classroom):
 def test_report_shows_the_class(classroom):
     done = kdcourse("report", classroom)
     assert done.returncode == 0
-    assert f"{len(EXPECTED)} submissions" in done.stdout
+    assert f"{len(EXPECTED)} students, {len(EXPECTED) - 1} handed in" in done.stdout
     assert "A slope that predicts" in done.stdout
 
 

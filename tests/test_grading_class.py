@@ -11,14 +11,18 @@ import time
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import psutil
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
+from programs import launch_chromium
 from typer.testing import CliRunner
 
 from kdcourse import notebooks
 from kdcourse.cli import app
-from kdcourse.grading import exports, gradebook, key, public, similar, submission
+from kdcourse.grading import exports, gradebook, key, public, report, similar, submission
 from kdcourse.grading.tables import read_rows
 
 MASTER = Path(__file__).parent / "grading" / "double.md"
@@ -579,6 +583,92 @@ def test_the_command_shows_pairs_and_writes_them(essays, tmp_path):
     lines = table.read_text().splitlines()
     assert lines[0] == "first,second,similarity,shared"
     assert lines[1].startswith("[bold]copy,anna,1.000,")
+
+
+# The class at a glance
+
+
+def outcome(student, *scores, status="graded", note=""):
+    points = (4, 2)
+    parts = [
+        {"part": f"p{number}", "title": f"<i>Part {number}</i>", "points": most, "score": score}
+        for number, (most, score) in enumerate(zip(points, scores, strict=True))
+    ]
+    result = {"student": student, "status": status, "note": note, "parts": parts}
+    seconds = {} if status == "missing" else {"total": 2.0}
+    return {**result, "score": sum(scores), "max_score": 6, "seconds": seconds}
+
+
+CLASS = [
+    outcome("anna", 4, 2),
+    outcome("ben", 4, 1),
+    outcome("<script>alert(1)</script>", 1, 0, status="error", note="</td><img src=x>"),
+    outcome("dora", 0, 0, status="missing", note="nothing was handed in"),
+]
+
+
+def test_a_summary_counts_who_handed_in():
+    summary = report.summarize(CLASS, {})
+    assert (summary.students, summary.handed_in) == (4, 3)
+    assert summary.bins == [0, 1, 0, 0, 0, 0, 0, 0, 1, 1]
+    assert [(p.full, p.some, p.none) for p in summary.parts] == [(2, 1, 0), (1, 1, 1)]
+    assert [p.mean for p in summary.parts] == [75, 50]
+    assert summary.headline == "4 students, 3 handed in; mean score 67 %, median 83 %"
+    assert [name for name, *_ in summary.noted] == ["<script>alert(1)</script>", "dora"]
+
+
+def test_a_summary_takes_final_grades_where_there_are_some():
+    summary = report.summarize(CLASS, {"anna": 7.5, "ben": 2.0})
+    assert summary.headline.endswith("mean grade 58 %, median 33 %")
+    assert summary.bins[-1] == 1  # a bonus above full marks
+    assert [part.mean for part in summary.parts] == [75, 50]
+
+
+def test_a_class_in_which_nobody_handed_in(tmp_path):
+    summary = report.summarize(CLASS[-1:], {})
+    assert summary.headline == "1 student, 0 handed in"
+    report.write_report(summary, tmp_path, "x")
+    report.print_report(summary)
+
+
+def test_the_report_is_a_page_and_a_picture(again):
+    again("--missing", "blank")
+    said = kdcourse("report", again.out)
+    assert "4 students, 3 handed in; mean grade 56 %" in said
+    assert "report.html" in said
+    page = (again.out / "report.html").read_text()
+    assert (again.out / "report.svg").read_text().strip() in page
+    ElementTree.parse(again.out / "report.svg")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        chromium = launch_chromium(playwright)
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_the_class_in_a_browser(browser, tmp_path, scheme):
+    path = report.write_report(report.summarize(CLASS, {}), tmp_path, "<b>double</b>")
+    page = browser.new_context(
+        viewport={"width": 375, "height": 700}, color_scheme=scheme
+    ).new_page()
+    seen = []
+    page.on("request", lambda request: seen.append(request.url))
+    page.on("dialog", lambda dialog: seen.append("a script ran"))
+    page.on("console", lambda message: seen.append(message.text))
+    page.goto(path.as_uri())
+    assert seen == [path.as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    picture = page.locator("svg[role=img]")
+    assert "0, 1, 0, 0, 0, 0, 0, 0, 1, 1" in picture.locator("title").text_content()
+    assert "<i>Part 1</i>" in page.locator("th[scope=row]").nth(1).inner_text()
+    assert page.locator("script, img, i, b").count() == 0
+    found = Axe().run(page, options={"preload": False}).response["violations"]
+    assert [rule["help"] for rule in found] == []
+    page.context.close()
 
 
 # What learners get
