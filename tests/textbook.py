@@ -235,3 +235,54 @@ def be_your_own_teacher(
         divergence = (p_t * (p_t.log() - log_s)).sum(1).mean()
         total = total + (1 - alpha) * F.cross_entropy(leave, labels) + alpha * divergence
     return total + hint_weight * sum(hint(own, last.detach()) for own in mapped)
+
+
+def hidden_state(student: Tensor, teacher: Tensor) -> Tensor:
+    return ((student - teacher) ** 2).mean()
+
+
+def attention_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """From probabilities without padding."""
+    return (teacher * (teacher.log() - student.log())).sum(-1).mean()
+
+
+def value_relation(student: Tensor, teacher: Tensor) -> Tensor:
+    def relations(values: Tensor) -> Tensor:
+        return F.softmax(values @ values.mT / math.sqrt(values.shape[-1]), dim=-1)
+
+    return attention_kl(relations(student), relations(teacher))
+
+
+def generalized_jsd(student: Tensor, teacher: Tensor, beta: float = 0.5) -> Tensor:
+    p_s, p_t = F.softmax(student, dim=-1), F.softmax(teacher, dim=-1)
+    mixture = beta * p_t + (1 - beta) * p_s
+
+    def divergence(p: Tensor) -> Tensor:
+        return (p * (p / mixture).log()).sum(-1).mean()
+
+    return beta * divergence(p_t) + (1 - beta) * divergence(p_s)
+
+
+def top_k_soft_target(student: Tensor, teacher: Tensor, k: int, temperature: float) -> Tensor:
+    """Adds up the cells one by one from probabilities."""
+    total = torch.zeros((), dtype=student.dtype)
+    rows = [x.flatten(0, -2) for x in (student, teacher)]
+    for z_s, z_t in zip(*rows, strict=True):
+        p_s, p_t = F.softmax(z_s / temperature, 0), F.softmax(z_t / temperature, 0)
+        order = p_t.argsort(descending=True)
+        for cell in [*order[:k].split(1), order[k:]]:
+            if len(cell) > 0:
+                mass_s, mass_t = p_s[cell].sum(), p_t[cell].sum()
+                total = total + mass_t * (mass_t / mass_s).log()
+    return temperature**2 * total / len(rows[0])
+
+
+def token_loss(
+    student: Tensor,
+    student_weight: Tensor,
+    teacher: Tensor,
+    teacher_weight: Tensor,
+    temperature: float = 4.0,
+) -> Tensor:
+    """All logits at once."""
+    return soft_target(student @ student_weight.T, teacher @ teacher_weight.T, temperature)
