@@ -1,5 +1,6 @@
 """Experiments: every configuration over several seeds, in parallel, as one tidy table."""
 
+import inspect
 import json
 import os
 import platform
@@ -37,6 +38,7 @@ def train(
     batch_size: int = 64,
     lr: float = 1e-2,
     weight_decay: float = 1e-2,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
 ) -> "pd.DataFrame":
     """The recipe of every experiment in the course: AdamW, and one cycle of the learning rate.
 
@@ -48,6 +50,7 @@ def train(
         batch_size: examples a step.
         lr: highest learning rate of the cycle.
         weight_decay: decoupled, on every parameter.
+        augment: changes the inputs of every batch, see `TensorLoader`.
 
     Returns:
         The history of `fit`.
@@ -56,7 +59,7 @@ def train(
         Smith and Topin (2018), "Super-Convergence", arXiv:1708.07120; Loshchilov and Hutter (2019),
         "Decoupled Weight Decay Regularization", arXiv:1711.05101.
     """
-    loader = TensorLoader(dataset, batch_size, seed=seed)
+    loader = TensorLoader(dataset, batch_size, seed=seed, augment=augment)
     trainable = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=lr, weight_decay=weight_decay, fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -267,7 +270,7 @@ class _Store:
     ) -> None:
         self.path = None if path is None else Path(path)
         self.settings = {
-            name: json.loads(json.dumps(dict(settings), default=repr))
+            name: json.loads(json.dumps(dict(settings), default=_described))
             for name, settings in configurations.items()
         }
 
@@ -293,6 +296,13 @@ class _Store:
         with self.path.open("a", encoding="utf-8") as file:
             # A torn last line has no line end: start a new one.
             file.write("\n" + json.dumps(entry) + "\n")
+
+
+def _described(value: Any) -> str:
+    """The same words in every process: a function's place in memory is left out."""
+    if inspect.isfunction(value) or inspect.isclass(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    return repr(value)
 
 
 class Study(NamedTuple):

@@ -11,10 +11,10 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._checks import require
-from .claims import interval
+from .claims import Interval, interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -313,6 +313,112 @@ def live_softmax(
     page = _LIVE_SOFTMAX.replace("KEY", key).replace("OPTIONS", options).replace("ROWS", rows)
     display(HTML(page.replace("DATA", json.dumps(data).replace("<", "\\u003c"))))
 
+
+class Advice(NamedTuple):
+    """One thing to try, for `live_chooser`.
+
+    Attributes:
+        text: what to do.
+        fits: question → the answers with which it can be done; a question left out does not matter.
+        gain: what it brought, where it was measured.
+        against: what it was compared with.
+    """
+
+    text: str
+    fits: Mapping[str, Sequence[str]]
+    gain: Interval
+    against: str
+
+
+def live_chooser(questions: Mapping[str, Sequence[str]], advice: Sequence[Advice]) -> None:
+    """What to try first, given what the reader has: measured gains, the largest first.
+
+    Advice that does not fit the reader's answers is hidden; what did not gain stands last and says
+    so. The choice runs in the reader's browser: no kernel, no library, no request.
+
+    Args:
+        questions: question → possible answers, the first of which is chosen at the start.
+        advice: at least one; ordered by the lower end of the interval.
+
+    Raises:
+        ValueError: for advice that names a question or an answer which does not exist.
+    """
+    from IPython.display import HTML, display
+
+    require(bool(advice), "advice must hold at least one item, got none")
+    for item in advice:
+        for question, answers in item.fits.items():
+            known = questions.get(question, ())
+            require(
+                bool(answers) and set(answers) <= set(known),
+                f"advice {item.text!r} must name answers to a question, got {question!r}: "
+                f"{list(answers)}; known: {list(known)}",
+            )
+    controls = "".join(
+        f"<label>{html.escape(question)} <select>"
+        + "".join(f"<option>{html.escape(answer)}</option>" for answer in answers)
+        + "</select></label>"
+        for question, answers in questions.items()
+    )
+    rows = ""
+    for item in sorted(advice, key=lambda item: item.gain.low, reverse=True):
+        fits = json.dumps([list(item.fits.get(question, ())) for question in questions])
+        gained = "gains" if item.gain.low > 0 else "no reliable gain"
+        rows += (
+            f'<tr data-fits="{html.escape(fits)}"><th scope="row">{html.escape(item.text)}</th>'
+            f"<td>{gained}</td><td>{html.escape(str(item.gain))}</td>"
+            f"<td>{html.escape(item.against)}</td></tr>"
+        )
+    page = _LIVE_CHOOSER.replace("CONTROLS", controls).replace("ROWS", rows)
+    key = "chooser-" + hashlib.sha256(page.encode()).hexdigest()[:8]
+    display(HTML(page.replace("KEY", key)))
+
+
+_LIVE_CHOOSER = """
+<style>
+  #KEY { font-size: 0.9rem; }
+  #KEY .controls { display: grid; gap: 0.5rem 1.5rem;
+    grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); }
+  #KEY label { display: flex; flex-direction: column; margin: 0; font-weight: 600; }
+  #KEY select { font: inherit; font-weight: normal; color: inherit; background: transparent;
+    max-width: 100%; padding: 0.2rem; }
+  #KEY option { color: #000; background: #fff; }
+  #KEY .scroll { overflow-x: auto; }
+  #KEY table { width: 100%; margin: 0.75rem 0; border-collapse: collapse; display: table; }
+  #KEY th, #KEY td { text-align: left; padding: 0.3rem 0.8rem 0.3rem 0; vertical-align: top;
+    font-weight: normal; background: none; border: 0; border-bottom: 1px solid #8886; }
+  #KEY thead th { font-weight: 600; }
+  #KEY td:nth-child(3) { white-space: nowrap; font-variant-numeric: tabular-nums; }
+</style>
+<div id="KEY" class="kd-live">
+  <div class="controls">CONTROLS</div>
+  <div class="scroll" tabindex="0" role="region" aria-label="What to try">
+  <table aria-live="polite">
+    <thead><tr><th scope="col">try</th><th scope="col">here</th><th scope="col">points</th>
+      <th scope="col">measured against</th></tr></thead>
+    <tbody>ROWS</tbody>
+  </table></div>
+  <p class="nothing" hidden>Nothing here was measured for these answers.</p>
+</div>
+<script>
+(() => {
+  const root = document.getElementById("KEY");
+  const choices = [...root.querySelectorAll("select")];
+  const draw = () => {
+    let shown = 0;
+    root.querySelectorAll("tbody tr").forEach((row) => {
+      const fits = JSON.parse(row.dataset.fits).every(
+        (answers, i) => answers.length === 0 || answers.includes(choices[i].value));
+      row.hidden = !fits;
+      shown += fits;
+    });
+    root.querySelector(".nothing").hidden = shown > 0;
+  };
+  choices.forEach((choice) => choice.addEventListener("change", draw));
+  draw();
+})();
+</script>
+"""
 
 _LIVE_SOFTMAX = """
 <style>

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kdcourse import plotting
+from kdcourse.claims import Interval
 
 matplotlib.use("agg")
 
@@ -120,3 +121,26 @@ def test_live_frames_link_slider_and_pages(shown) -> None:
 def test_images_fill_the_sheet(shown) -> None:
     plotting.show_images(torch.rand(3, 1, 4, 4), ["a", "b", "c"], "three squares", columns=2)
     assert shown[0].data.count("<image") == 3
+
+
+QUESTIONS = {"Labels": ["few", "many"], "Teacher": ["answers", "layers"]}
+BEST = plotting.Advice("hints", {"Teacher": ["layers"]}, Interval(9.0, 7.0, 11.0, 5), "labels")
+WORST = plotting.Advice("<b>", {"Labels": ["many"]}, Interval(1.0, -2.0, 4.0, 5), "nothing")
+
+
+def test_chooser_orders_by_the_lower_end_and_escapes(shown) -> None:
+    plotting.live_chooser(QUESTIONS, [WORST, BEST])
+    page = shown[0].data
+    assert page.index("hints") < page.index("&lt;b&gt;")
+    assert "+9.0 [+7.0, +11.0]" in page
+    assert "<td>gains</td>" in page
+    assert "<td>no reliable gain</td>" in page
+    assert not any(word in page for word in ("KEY", "ROWS", "CONTROLS"))
+
+
+def test_chooser_refuses_answers_that_nobody_can_give() -> None:
+    for fits in ({"Labels": ["some"]}, {"Time": ["long"]}, {"Labels": []}):
+        with pytest.raises(ValueError, match="must name answers to a question"):
+            plotting.live_chooser(QUESTIONS, [BEST._replace(fits=fits)])
+    with pytest.raises(ValueError, match="at least one item"):
+        plotting.live_chooser(QUESTIONS, [])

@@ -214,6 +214,21 @@ def test_sliders_move_their_figure_by_keyboard(opened: Opened) -> None:
         assert slider.evaluate(SHOWN) == before, f"the slider {name!r} does not come back"
 
 
+def test_choosers_choose_by_keyboard(opened: Opened) -> None:
+    choosers = opened.page.locator(".kd-live:has(tr[data-fits])").all()
+    assert bool(choosers) == (opened.name == "book/best_practices")
+    for chooser in choosers:
+        shown = []
+        first = chooser.locator("select").first
+        for _ in range(first.locator("option").count()):
+            rows = chooser.locator("tbody tr:visible th").all_inner_texts()
+            assert rows or chooser.locator(".nothing").is_visible()
+            shown.append(rows)
+            first.focus()
+            opened.page.keyboard.press("ArrowDown")
+        assert any(rows != shown[0] for rows in shown), "the answers change nothing"
+
+
 def test_quizzes_answer_by_keyboard(opened: Opened) -> None:
     questions = opened.page.locator("details:has(> summary:text-is('Answer'))").all()
     assert bool(questions) == bool(opened.page.locator("h2:has-text('Quiz')").count())

@@ -1,0 +1,168 @@
+"""The rules, what they compare, and how they are judged."""
+
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from kdcourse import best_practices
+from kdcourse.best_practices import (
+    BEST_PRACTICES,
+    CONFIGURATIONS,
+    Contrast,
+    Lesson,
+    Rule,
+    Trained,
+    judge,
+    small_mlp,
+    train_student,
+)
+from kdcourse.data import ImageData, digits, glyphs, textured_shapes
+from kdcourse.models import ConvNet, count_parameters, load_teacher
+from kdcourse.training import DistillationObjective, SupervisedObjective
+
+
+def test_every_configuration_is_used_and_every_contrast_known() -> None:
+    used = set()
+    for rule in BEST_PRACTICES:
+        for contrast in rule.contrasts:
+            used |= {contrast.treatment, contrast.control, *(contrast.beyond or ())}
+    assert used == set(CONFIGURATIONS)
+
+
+def test_names_are_unique() -> None:
+    names = [rule.name for rule in BEST_PRACTICES]
+    assert len(set(names)) == len(names)
+    for rule in BEST_PRACTICES:
+        settings = [contrast.setting for contrast in rule.contrasts]
+        assert len(set(settings)) == len(settings)
+
+
+def test_student_sizes_are_what_they_are_called() -> None:
+    teacher = count_parameters(load_teacher("textured_shapes"))
+    for share, widths in best_practices.SIZES.items():
+        student = count_parameters(ConvNet(widths, 20, depth=2))
+        whole, part = share.split("/")
+        assert student / teacher == pytest.approx(int(whole) / int(part), rel=0.06)
+
+
+class TestJudge:
+    """Five seeds; the interval is the mean ± 1.39 times the step between neighbours."""
+
+    @staticmethod
+    def verdict(*means: float, step: float = 1.0) -> str:
+        rows = []
+        for name, mean in {"control": 0.0, **{f"{i}": m for i, m in enumerate(means)}}.items():
+            for seed in range(5):
+                spread = 0 if name == "control" else step * (seed - 2)
+                rows.append({"configuration": name, "seed": seed, "accuracy": mean + spread})
+        contrasts = tuple(Contrast(str(i), str(i), "control") for i in range(len(means)))
+        return judge(Rule("name", "advice", "source", contrasts), pd.DataFrame(rows))[0]
+
+    @pytest.mark.parametrize(
+        ("means", "step", "expected"),
+        [
+            ((3.0, 2.5), 1.0, "holds here"),
+            ((3.0, 0.0), 1.0, "depends"),
+            ((3.0, -5.0), 1.0, "depends"),
+            ((-5.0,), 1.0, "does not hold here"),
+            ((0.0,), 0.3, "does not hold here"),
+            ((0.0, 0.5), 1.0, "open"),
+            ((0.0, -5.0), 1.0, "does not hold here"),
+            ((0.8,), 0.3, "holds here"),
+        ],
+    )
+    def test_verdicts(self, means, step, expected) -> None:
+        assert self.verdict(*means, step=step) == expected
+
+    def test_a_gain_beyond_another(self) -> None:
+        values = {"a": [5, 7], "b": [1, 2], "c": [3, 3], "d": [2, 1]}
+        table = pd.DataFrame(
+            [
+                {"configuration": name, "seed": seed, "accuracy": value}
+                for name, row in values.items()
+                for seed, value in enumerate(row)
+            ]
+        )
+        contrast = Contrast("a − b against c − d", "a", "b", beyond=("c", "d"))
+        assert contrast.differences(table).tolist() == [3, 3]
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[dict]:
+    """What the loop was asked to train, instead of training it."""
+    calls: list[dict] = []
+
+    def record(objective, dataset, **options) -> None:
+        calls.append({"objective": objective, "dataset": dataset, **options})
+
+    monkeypatch.setattr(best_practices, "train", record)
+    return calls
+
+
+def some_shapes() -> ImageData:
+    return textured_shapes(train_size=200, validation_size=20, test_size=60)
+
+
+class TestTrainStudent:
+    def test_labels_only(self, seen) -> None:
+        train_student(3, images=some_shapes, size=40, epochs=2)
+        (call,) = seen
+        assert isinstance(call["objective"], SupervisedObjective)
+        assert (len(call["dataset"]), call["seed"], call["epochs"]) == (40, 3, 2)
+        assert call["augment"] is None
+
+    def test_soft_targets_are_stored_once_and_noise_is_added(self, seen) -> None:
+        for noise in (0.0, 2.0):
+            train_student(0, images=some_shapes, size=100, lesson=Lesson(logit_noise=noise))
+        (clean, noisy) = (call["dataset"].tensors[2] for call in seen)
+        assert torch.equal(clean, load_teacher("textured_shapes")(seen[0]["dataset"].tensors[0]))
+        assert (noisy - clean).std().item() == pytest.approx(2.0, rel=0.1)
+
+    def test_decisions_take_the_place_of_labels(self, seen) -> None:
+        train_student(0, images=some_shapes, size=100, lesson=Lesson(decisions=True))
+        inputs, labels = seen[0]["dataset"].tensors
+        assert isinstance(seen[0]["objective"], SupervisedObjective)
+        assert torch.equal(labels, load_teacher("textured_shapes")(inputs).argmax(1))
+
+    def test_augmented_images_are_asked_about_anew_unless_fixed(self, seen) -> None:
+        for fixed in (False, True):
+            train_student(0, images=some_shapes, size=40, augment=True, lesson=Lesson(fixed=fixed))
+        assert [len(call["dataset"].tensors) for call in seen] == [2, 3]
+        assert all(call["augment"] is best_practices.shift for call in seen)
+        assert all(isinstance(call["objective"], DistillationObjective) for call in seen)
+
+    def test_a_teacher_sees_the_same_wrong_labels(self, seen) -> None:
+        train_student(
+            0, images=some_shapes, size=None, label_noise=0.4, lesson=Lesson(teacher=Trained(2))
+        )
+        teacher, student = seen
+        assert teacher["epochs"] == 2
+        assert torch.equal(teacher["dataset"].tensors[1], student["dataset"].tensors[1])
+        changed = (student["dataset"].tensors[1] != some_shapes().train.tensors[1]).double()
+        assert changed.mean().item() == pytest.approx(0.4 * 19 / 20, abs=0.1)
+
+    def test_an_ensemble_has_members_of_their_own(self, seen) -> None:
+        train_student(5, images=some_shapes, size=40, lesson=Lesson(teacher=Trained(members=3)))
+        seeds = [call["seed"] for call in seen]
+        assert len(set(seeds)) == 4
+        assert seeds[-1] == 5
+
+    def test_hints_train_the_regressors_and_attention_has_none(self, seen) -> None:
+        for method in ("fitnet", "attention"):
+            lesson = Lesson(alpha=0.0, features=method, weight=7.0)
+            train_student(0, images=some_shapes, size=40, lesson=lesson)
+        terms = []
+        for call in seen:
+            batch = TensorDataset(*call["dataset"].tensors)[:8]
+            terms.append(set(call["objective"](batch)[0]))
+        assert terms == [{"hard", "fitnet"}, {"hard", "attention"}]
+
+    def test_digits_and_a_classifier_on_letters(self) -> None:
+        assert (
+            train_student(0, images=digits, student=small_mlp, size=None, epochs=3)["accuracy"] > 50
+        )
+        settings = {"images": some_shapes, "size": 40, "epochs": 1, "carry_to": glyphs}
+        assert 4 < train_student(0, **settings)["accuracy"] < 60
+        with pytest.raises(ValueError, match="carry_to needs a ConvNet as student, got MLP"):
+            train_student(0, **(settings | {"images": digits, "student": small_mlp}))
