@@ -181,12 +181,14 @@ def early_exit(model: SelfDistillation, x: Tensor, *, threshold: float) -> tuple
         pooled = model.pool(x, index)
         logits = leave(pooled)
         confident = widen(logits).softmax(-1).amax(-1) >= threshold
+        if not confident.any():  # no need to copy what stays
+            continue
         answers.append(logits[confident])
         order.append(staying[confident])
-        left_at[staying[confident]] = index
-        x, pooled, staying = x[~confident], pooled[~confident], staying[~confident]
-        if len(staying) == 0:
+        left_at[order[-1]] = index
+        if confident.all():
             break
+        x, pooled, staying = x[~confident], pooled[~confident], staying[~confident]
     else:
         answers.append(model.classifier(pooled))
         order.append(staying)
