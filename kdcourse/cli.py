@@ -242,15 +242,15 @@ def _progress() -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     @contextlib.contextmanager
-    def showing() -> Iterator[Callable[[int, int, dict[str, Any]], None]]:
+    def showing() -> Iterator[Callable[[int, int, dict[str, Any] | None], None]]:
         columns = (TextColumn("grading"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TextColumn("{task.description}")) as bar:
             task = bar.add_task("", total=None)
             failures = 0
 
-            def advance(done: int, total: int, result: dict[str, Any]) -> None:
+            def advance(done: int, total: int, result: dict[str, Any] | None) -> None:
                 nonlocal failures
-                failures += result["status"] != "graded"
+                failures += result is not None and result["status"] != "graded"
                 words = f"{total - done} left, {failures} not graded to the end"
                 bar.update(task, completed=done, total=total, description=words)
 

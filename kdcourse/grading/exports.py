@@ -21,7 +21,7 @@ def gradescope(result: dict[str, Any], grade: Grade) -> str:
         for part in result["parts"]
     ]
     if grade.penalty:
-        tests.append(_test("Handed in late", -grade.penalty, f"{grade.days_late} started days"))
+        tests.append(_test("Lateness", -grade.penalty, grade.lateness))
     if grade.manual or grade.comments:
         tests.append(_test("From your instructor", grade.manual, grade.comment))
     status = f"{result['status']}: {result['note']}" if result["note"] else result["status"]
@@ -75,7 +75,7 @@ def _feedback(result: dict[str, Any], grade: Grade) -> str:
     if result["status"] != "graded":
         words.insert(0, f"{result['status']} ({result['note']})")
     if grade.penalty:
-        words.append(f"{grade.days_late} started days late: -{grade.penalty:.10g}")
+        words.append(f"{grade.lateness}: -{grade.penalty:.10g}")
     if grade.manual or grade.comments:
         words.append(f"from your instructor: {grade.manual:+.10g} {grade.comment}".rstrip())
     return "; ".join(words)

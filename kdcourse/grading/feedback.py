@@ -46,9 +46,8 @@ TEMPLATE = """\
 <td>{{ part.message }}</td></tr>
 {% endfor %}
 {% if grade.penalty or grade.days_late %}
-<tr><th scope="row">Handed in late</th><td class="points">{{ number(0 - grade.penalty) }}</td>
-<td>{{ grade.submitted }}: {{ grade.days_late }}
-started {{ "day" if grade.days_late == 1 else "days" }} after the deadline</td></tr>
+<tr><th scope="row">Lateness</th><td class="points">{{ number(0 - grade.penalty) }}</td>
+<td>{{ grade.lateness }}, at {{ grade.submitted }}</td></tr>
 {% endif %}
 {% if grade.manual or grade.comments %}
 <tr><th scope="row">From your instructor</th><td class="points">{{ number(grade.manual) }}</td>

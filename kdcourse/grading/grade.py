@@ -76,7 +76,7 @@ def grade_all(
     jobs: int = 1,
     scheduler: str | None = None,
     resume: bool = True,
-    progress: Callable[[int, int, dict[str, Any]], None] | None = None,
+    progress: Callable[[int, int, dict[str, Any] | None], None] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Grade every submission that has no result yet, and write the class's files.
@@ -92,8 +92,8 @@ def grade_all(
         scheduler: address of a Dask scheduler whose workers share this file system.
         resume: keep results whose submission, key and environment are the same, and only judge
             again the answers of runs to which only the key's judging has changed.
-        progress: called with done, total and the new result.
-        announce: called once, with what will be kept, judged again and run.
+        progress: called with done, total and the new result; first with none.
+        announce: called once, with how much will be kept, judged again and graded.
 
     Returns:
         The results, one per student, sorted by name.
@@ -119,8 +119,10 @@ def grade_all(
         again = sum(work.earlier is not None for work in waiting)
         announce(
             f"{len(results)} results kept, {again} to judge again from stored answers, "
-            f"{len(waiting) - again} to run"
+            f"{len(waiting) - again} to grade"
         )
+    if progress is not None:
+        progress(len(results), len(submissions), None)
     try:
         for result in _graded(waiting, settings, jobs, scheduler):
             if "fault" in result:

@@ -88,6 +88,11 @@ class Grade:
     submitted: str = ""
 
     @property
+    def lateness(self) -> str:
+        """How late, in words; a started day is a day."""
+        return f"handed in {self.days_late} day{'s' * (self.days_late != 1)} late"
+
+    @property
     def comment(self) -> str:
         """All comments in one line."""
         return "; ".join(f"{title}: {text}" if title else text for title, text in self.comments)
