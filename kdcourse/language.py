@@ -980,7 +980,7 @@ def chunked_soft_target_loss(
     teacher_hidden: Tensor,
     teacher_weight: Tensor,
     *,
-    chunk_size: int = 256,
+    chunk_size: int = 64,
     temperature: float = 4.0,
     mask: Tensor | None = None,
 ) -> Tensor:

