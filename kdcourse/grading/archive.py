@@ -2,13 +2,12 @@
 
 import contextlib
 import io
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from .compare import SUFFIXES
-from .files import FileProblem, read_regular
+from .files import FileProblem, read_regular, scratch_folder
 from .key import Key
 
 
@@ -40,7 +39,7 @@ def pack(folder: Path, key: Key) -> bytes | None:
 @contextlib.contextmanager
 def unpacked(data: bytes) -> Iterator[Path]:
     """A folder with what `pack` put together; it is gone when the block ends."""
-    with tempfile.TemporaryDirectory(prefix="kdcourse-") as folder:
+    with scratch_folder() as folder:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             archive.extractall(folder)
-        yield Path(folder)
+        yield folder

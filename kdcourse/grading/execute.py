@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 from kdcourse import notebooks
 
 from . import sandbox
-from .files import FileProblem, read_regular
+from .files import FileProblem, parse_json, read_regular, scratch_folder
 from .key import Key
+
+MAX_SHOWN = 100
 
 
 @dataclass
@@ -51,8 +52,7 @@ def executed(
     import nbformat
     import numpy as np
 
-    with tempfile.TemporaryDirectory(prefix="kdcourse-", ignore_cleanup_errors=True) as name:
-        base = Path(name)
+    with scratch_folder() as base:
         job, scratch, packages = base / "job", base / "scratch", base / "packages"
         for folder in (job, scratch, packages):
             folder.mkdir()
@@ -60,6 +60,8 @@ def executed(
             "parameters": parameters,
             "seconds": limits.seconds,
             "output_bytes": limits.output_bytes,
+            # counted per sandbox; without one it would count all processes of the user
+            "processes": 4 * limits.processes if isolation == "bwrap" else None,
             "file_bytes": limits.disk_mib * 2**20 // 4,
             "data_bytes": 2 * limits.memory_mib * 2**20,
         }
@@ -126,13 +128,16 @@ def _describe(
 
 def _load(folder: Path, name: str, max_bytes: int) -> Any:
     try:
-        return json.loads(read_regular(Path(name), max_bytes=max_bytes, inside=folder))
-    except (FileProblem, ValueError, RecursionError):
+        return parse_json(read_regular(Path(name), max_bytes=max_bytes, inside=folder))
+    except (FileProblem, ValueError):
         return None
 
 
 def _cells(content: Any, notebook: Any) -> tuple[list[dict], list[dict], float]:
-    """Errors and printed text of the learner's cells, by cell id, and the time of all cells."""
+    """Errors and printed text of the learner's cells, by cell id, and the time of all cells.
+
+    Both are cut at `MAX_SHOWN` entries: a page of feedback is to be read.
+    """
     shown = {cell.id for cell in notebook.cells if "probe" not in notebooks.tags(cell)}
     errors: list[dict[str, str]] = []
     outputs: list[dict[str, str]] = []
@@ -154,4 +159,4 @@ def _cells(content: Any, notebook: Any) -> tuple[list[dict], list[dict], float]:
                     outputs.append({"cell": str(cell["id"]), "text": text})
     except (TypeError, KeyError, AttributeError, ValueError):
         pass  # the submission tampered with the file: there is nothing to show
-    return errors, outputs, seconds
+    return errors[:MAX_SHOWN], outputs[:MAX_SHOWN], seconds

@@ -1,7 +1,4 @@
-"""The notebook kernel of a graded run: an IPython kernel whose printed output is bounded.
-
-Started as a script, so that it costs no import of the package.
-"""
+"""The notebook kernel of a graded run: an IPython kernel whose printed output is bounded."""
 
 import os
 import sys
@@ -9,7 +6,7 @@ import sys
 from ipykernel.iostream import OutStream
 from ipykernel.kernelapp import IPKernelApp
 
-LIMIT = int(os.environ.get("KDCOURSE_OUTPUT_LIMIT", "1000000"))
+LIMIT = 1_000_000
 
 
 class LimitedStream(OutStream):
@@ -28,6 +25,23 @@ class LimitedStream(OutStream):
         return len(string)
 
 
-if __name__ == "__main__":
-    sys.modules["kdcourse_kernel"] = sys.modules[__name__]
-    IPKernelApp.launch_instance(outstream_class="kdcourse_kernel.LimitedStream")
+def fork() -> tuple[int, int]:
+    """Start the kernel in a copy of this process, before anything here has threads or sockets.
+
+    Returns:
+        Its process id, and a pipe on which it waits for the path of its connection file.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(reading)
+        return pid, writing
+    try:
+        os.close(writing)
+        os.setsid()  # interrupts go to the whole group
+        if connection := os.read(reading, 4096).decode():
+            os.environ["JPY_PARENT_PID"] = str(os.getppid())
+            sys.argv = [__file__, "-f", connection, "--HistoryManager.enabled=False"]
+            IPKernelApp.launch_instance(outstream_class=f"{__name__}.LimitedStream")
+    finally:
+        os._exit(0)

@@ -1,7 +1,6 @@
 """Run one prepared notebook; this is the first process inside the sandbox.
 
-Started as a script (`python run.py JOB SCRATCH`), so that it costs no import of the package. It
-reads `JOB/{notebook.ipynb,job.json}` and writes `SCRATCH/{executed.ipynb,run.json}`. Everything
+It reads `JOB/{notebook.ipynb,job.json}` and writes `SCRATCH/{executed.ipynb,run.json}`. Everything
 here shares the sandbox with the submission: the grader believes nothing of it but the labels it
 shows in the feedback.
 """
@@ -9,18 +8,40 @@ shows in the feedback.
 import contextlib
 import ctypes
 import json
+import os
 import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-START = time.monotonic()
 
+class ForkedProcess:
+    """What a kernel's manager wants to know of a process, for one that was not started by Popen."""
 
-def elapsed() -> float:
-    """Seconds since this process began."""
-    return time.monotonic() - START
+    stdin = stdout = stderr = None
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code, or None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self) -> int:
+        """Its exit code, when it has ended."""
+        while (code := self.poll()) is None:
+            time.sleep(0.01)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Pass a signal on."""
+        os.kill(self.pid, number)
 
 
 def run(job: Path, scratch: Path) -> None:
@@ -29,26 +50,48 @@ def run(job: Path, scratch: Path) -> None:
     A cell may take 60 % of the time that is left and is interrupted then, so that one endless loop
     leaves time for the other parts.
     """
+    start = time.monotonic()
+
+    def elapsed() -> float:
+        return time.monotonic() - start
+
     settings = json.loads((job / "job.json").read_text(encoding="utf-8"))
     limits = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: settings["file_bytes"],
         resource.RLIMIT_DATA: settings["data_bytes"],
+        resource.RLIMIT_NPROC: settings["processes"],
     }
     for limit, value in limits.items():
-        resource.setrlimit(limit, (value, value))
+        if value is not None:
+            resource.setrlimit(limit, (value, value))
+    Path("/proc/self/oom_score_adj").write_text("1000")  # short of memory? not the grader
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: detached processes stay ours
 
     import papermill
     import psutil
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
+    from jupyter_client.provisioning import LocalProvisioner
     from nbclient.exceptions import DeadKernelError
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import Engine, papermill_engines
 
+    from kdcourse.grading import kernel
+
+    kernel_pid, waiting = kernel.fork()
     report: dict[str, Any] = {"finished": False, "died": False, "failure": None, "timed_out": []}
-    report["import_seconds"] = elapsed()
+
+    class Provisioner(LocalProvisioner):
+        """Gives the kernel that waits the file it waits for."""
+
+        async def launch_kernel(self, cmd: list[str], **_: Any) -> Any:
+            self.process = ForkedProcess(kernel_pid)  # type: ignore[assignment]
+            self.pid = self.pgid = kernel_pid
+            assert self.parent is not None
+            os.write(waiting, self.parent.connection_file.encode())
+            os.close(waiting)
+            return self.connection_info
 
     class Manager(AsyncKernelManager):
         """Our kernel over sockets in the file system: there is no network here."""
@@ -57,8 +100,13 @@ def run(job: Path, scratch: Path) -> None:
 
         @property
         def kernel_spec(self) -> KernelSpec:
-            kernel = [sys.executable, "-P", str(Path(__file__).with_name("kernel.py"))]
-            return KernelSpec(argv=[*kernel, "-f", "{connection_file}"], language="python")
+            return KernelSpec(argv=["{connection_file}"], language="python")
+
+        async def _async_pre_start_kernel(self, **options: Any) -> Any:
+            self.provisioner = Provisioner(
+                kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self
+            )
+            return await super()._async_pre_start_kernel(**options)
 
     class Client(PapermillNotebookClient):
         """Keeps a bounded amount of output and no widget state."""

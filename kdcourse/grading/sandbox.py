@@ -8,24 +8,31 @@ clock, memory, number of processes and disk over the whole process tree.
 import ast
 import contextlib
 import importlib.util
+import json
+import math
 import os
+import select
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
+
+from .warm import CannotEnter, WarmProcess
 
 Sandbox = Literal["bwrap", "none"]
 Reason = Literal["ended", "timeout", "memory", "processes", "disk"]
+MAX_DEPTH = 100
 _PARSING = threading.Lock()  # Python 3.11's ast is not safe in a Dask worker's threads
 ISOLATION = (
     *("--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"),
     *("--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"),
 )
+WARM = WarmProcess()
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/etc/fonts")
 
 
@@ -136,37 +143,125 @@ def run(
         limits: when to stop it.
         sandbox: "bwrap", or "none" for no isolation at all.
     """
-    import psutil
-
     (scratch / "work").mkdir()
-    runner = next(iter(copies.values())).parent / "kdcourse" / "grading" / "run.py"
-    if sandbox == "bwrap":
-        original = next(source for source, copy in copies.items() if copy.name == "kdcourse")
-        inside = original / "grading" / "run.py"
-        command = [*_bubblewrap(job, scratch, copies), str(inside), "/job", "/scratch"]
-        environment = {"PATH": os.environ.get("PATH", os.defpath)}
-    else:
-        command = [sys.executable, "-P", str(runner), str(job), str(scratch)]
-        environment = _environment(job, scratch, [runner.parents[2]])
     with (scratch.parent / "messages").open("w+b") as messages:
-        start = time.monotonic()
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=messages,
-            stderr=messages,
-            env=environment,
-            cwd=scratch / "work",
-            start_new_session=True,
-        )
-        seen = {process.pid: psutil.Process(process.pid)}
+        begin = _warm if sandbox == "bwrap" and _may_be_warm(copies) else _cold
         try:
-            reason, peak = _watch(process, scratch, limits, start, seen)
-        finally:
-            _end(process, seen)
+            with begin(job, scratch, copies, sandbox, messages) as processes:
+                reason, seconds, peak = _watch(processes, scratch, limits)
+        except CannotEnter:
+            with _cold(job, scratch, copies, sandbox, messages) as processes:
+                reason, seconds, peak = _watch(processes, scratch, limits)
         messages.seek(0)
         text = messages.read(4000).decode(errors="replace")
-    return Outcome(reason, time.monotonic() - start, round(peak), text)
+    return Outcome(reason, seconds, round(peak), text)
+
+
+class _Processes:
+    """All that was seen of a run, and a descriptor that is readable when its first one ends."""
+
+    def __init__(self, pids: Sequence[int], ended: int) -> None:
+        import psutil
+
+        self.ended = ended
+        self.roots = []
+        for pid in pids:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.roots.append(psutil.Process(pid))
+        self.seen = {root.pid: root for root in self.roots}
+
+    def alive(self) -> list[Any]:
+        """The run's processes at this moment."""
+        import psutil
+
+        tree = list(self.roots)
+        for root in self.roots:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                tree += root.children(recursive=True)
+        self.seen.update((member.pid, member) for member in tree)
+        return tree
+
+    def end(self) -> None:
+        """End them and wait until they are gone.
+
+        With bubblewrap the first process of the namespace is among them, and takes along the rest.
+        """
+        import psutil
+
+        for member in self.seen.values():
+            with contextlib.suppress(psutil.Error):
+                member.kill()
+        deadline = time.monotonic() + 10
+        while any(map(_alive, self.seen.values())) and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+
+def _may_be_warm(copies: dict[Path, Path]) -> bool:
+    """Not where a library has functions switched off: the warm process knows it with them."""
+    return WARM.usable and all(copy.name == "kdcourse" for copy in copies.values())
+
+
+@contextlib.contextmanager
+def _cold(
+    job: Path, scratch: Path, copies: dict[Path, Path], sandbox: Sandbox, messages: IO[bytes]
+) -> Iterator[_Processes]:
+    """Start Python anew, inside bubblewrap or not."""
+    python = [sys.executable, "-P", "-m", "kdcourse.grading.run"]
+    if sandbox == "bwrap":
+        command = [*_bubblewrap(job, scratch, copies), "--", *python, "/job", "/scratch"]
+        environment = {"PATH": os.environ.get("PATH", os.defpath)}
+    else:
+        command = [*python, str(job), str(scratch)]
+        environment = _environment(job, scratch, [next(iter(copies.values())).parent])
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=messages,
+        stderr=messages,
+        env=environment,
+        cwd=scratch / "work",
+        start_new_session=True,
+    )
+    with process, _closing(os.pidfd_open(process.pid)) as ended:
+        processes = _Processes([process.pid], ended)
+        try:
+            yield processes
+        finally:
+            processes.end()
+
+
+@contextlib.contextmanager
+def _warm(
+    job: Path, scratch: Path, copies: dict[Path, Path], sandbox: Sandbox, messages: IO[bytes]
+) -> Iterator[_Processes]:
+    """Let bubblewrap make the sandbox around a `cat`, and a copy of the warm process enter it."""
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [*_bubblewrap(job, scratch, copies), "--info-fd", str(writing), "--", "cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=messages,
+        env={"PATH": os.environ.get("PATH", os.defpath)},
+        pass_fds=[writing],
+        start_new_session=True,
+        bufsize=0,
+    )
+    os.close(writing)
+    with process, _closing(reading):
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b"\n")
+        if process.stdout.read(1) != b"\n":  # it answers when the sandbox is complete
+            raise RuntimeError("bubblewrap did not start")
+        first = json.loads(os.read(reading, 4096))["child-pid"]
+        processes = _Processes([process.pid], -1)
+        try:
+            pid, ended = WARM.enter(first, _inside(copies), messages)
+            with _closing(ended):
+                processes = _Processes([process.pid, pid], ended)
+                yield processes
+        finally:
+            processes.alive()
+            processes.end()
 
 
 def _environment(job: Path, scratch: Path, packages: Sequence[Path]) -> dict[str, str]:
@@ -188,6 +283,12 @@ def _environment(job: Path, scratch: Path, packages: Sequence[Path]) -> dict[str
     }
 
 
+def _inside(copies: dict[Path, Path]) -> dict[str, str]:
+    """The environment in bubblewrap, where the copies lie over the original packages."""
+    packages = list(dict.fromkeys(original.parent for original in copies))
+    return _environment(Path("/job"), Path("/scratch"), packages)
+
+
 def _bubblewrap(job: Path, scratch: Path, copies: dict[Path, Path]) -> list[str]:
     command = [find_bubblewrap(), *ISOLATION, "--hostname", "sandbox"]
     command += ["--clearenv", "--dev", "/dev", "--proc", "/proc"]
@@ -203,42 +304,36 @@ def _bubblewrap(job: Path, scratch: Path, copies: dict[Path, Path]) -> list[str]
         command += ["--ro-bind", str(copy), str(original)]
     command += ["--ro-bind", str(job), "/job", "--bind", str(scratch), "/scratch"]
     command += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/scratch/work"]
-    packages = list(dict.fromkeys(original.parent for original in copies))
-    for name, value in _environment(Path("/job"), Path("/scratch"), packages).items():
+    for name, value in _inside(copies).items():
         command += ["--setenv", name, value]
-    return [*command, "--", sys.executable, "-P"]
+    return command
 
 
-def _watch(
-    process: subprocess.Popen, scratch: Path, limits: Limits, start: float, seen: dict[int, Any]
-) -> tuple[Reason, float]:
-    """Wait for the end of `process`, or for the first limit that its process tree breaks.
+def _watch(processes: _Processes, scratch: Path, limits: Limits) -> tuple[Reason, float, float]:
+    """Wait for the end of a run, or for the first limit that it breaks.
 
-    Adds every process it sees to `seen`; returns the reason and the highest memory use in MiB.
+    Returns the reason, the seconds, and the highest memory use in MiB.
     """
-    import psutil
-
-    root = seen[process.pid]
+    start = time.monotonic()
     peak, turn = 0.0, 0
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.05 if turn < 20 else 0.2)
-            return "ended", peak
+    reason: Reason | None = None
+    while reason is None:
+        if select.select([processes.ended], [], [], 0.05 if turn < 20 else 0.2)[0]:
+            reason = "ended"
+            break
         turn += 1
-        tree = [root]
-        with contextlib.suppress(psutil.NoSuchProcess):
-            tree += root.children(recursive=True)
-        seen.update((member.pid, member) for member in tree)
+        tree = processes.alive()
         used = _memory_mib(tree, limits.memory_mib)
         peak = max(peak, used)
         if time.monotonic() - start > limits.seconds:
-            return "timeout", peak
-        if used > limits.memory_mib:
-            return "memory", peak
-        if len(tree) > limits.processes:
-            return "processes", peak
-        if turn % 5 == 0 and _disk_mib(scratch) > limits.disk_mib:
-            return "disk", peak
+            reason = "timeout"
+        elif used > limits.memory_mib:
+            reason = "memory"
+        elif len(tree) > limits.processes:
+            reason = "processes"
+        elif turn % 5 == 0 and _disk_mib(scratch) > limits.disk_mib:
+            reason = "disk"
+    return reason, time.monotonic() - start, peak
 
 
 def _memory_mib(tree: Sequence[Any], limit: float) -> float:
@@ -260,28 +355,29 @@ def _memory_mib(tree: Sequence[Any], limit: float) -> float:
 
 
 def _disk_mib(folder: Path) -> float:
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += (Path(parent) / name).lstat().st_blocks * 512
+    """What a run has written; infinite when it hides files deeper than `MAX_DEPTH` folders."""
+    total, waiting = 0, [(folder, 0)]
+    while waiting:
+        parent, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            return math.inf
+        with contextlib.suppress(OSError), os.scandir(parent) as entries:
+            for entry in entries:
+                total += 4096  # the entry itself costs too
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append((Path(entry.path), depth + 1))
+                else:
+                    with contextlib.suppress(OSError):
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
     return total / 2**20
 
 
-def _end(process: subprocess.Popen, seen: dict[int, Any]) -> None:
-    """End the run and all that was seen of it, and wait until it is gone.
-
-    With bubblewrap the first process of the namespace is among them, and takes along the rest.
-    """
-    import psutil
-
-    for member in seen.values():
-        with contextlib.suppress(psutil.Error):
-            member.kill()
-    process.wait()
-    deadline = time.monotonic() + 10
-    while any(map(_alive, seen.values())) and time.monotonic() < deadline:
-        time.sleep(0.01)
+@contextlib.contextmanager
+def _closing(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _alive(process: Any) -> bool:

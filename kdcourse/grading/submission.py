@@ -1,7 +1,6 @@
 """A submitted file: found, read with suspicion, and rebuilt on the master's locked cells."""
 
 import copy
-import json
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from kdcourse import notebooks
 
-from .files import FileProblem, read_regular
+from .files import FileProblem, parse_json, read_regular
 
 MAX_BYTES = 20 * 2**20
 
@@ -108,8 +107,8 @@ def parse_cells(data: bytes) -> list[dict[str, Any]]:
         InvalidSubmission: unless the bytes are a notebook of format 4.
     """
     try:
-        content = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(data)
+    except ValueError as error:
         raise InvalidSubmission(f"this is not valid JSON: {str(error)[:200]}") from None
     if not isinstance(content, dict) or "nbformat" not in content:
         raise InvalidSubmission("this is not a Jupyter notebook")
