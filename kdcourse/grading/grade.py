@@ -92,7 +92,7 @@ def grade_all(
         scheduler: address of a Dask scheduler whose workers share this file system.
         resume: keep results whose submission, key and environment are the same, and only judge
             again the answers of runs to which only the key's judging has changed.
-        progress: called with done, total and the new result; first with none.
+        progress: called with done, total and a result, kept or new; first with none.
         announce: called once, with how much will be kept, judged again and graded.
 
     Returns:
@@ -122,7 +122,9 @@ def grade_all(
             f"{len(waiting) - again} to grade"
         )
     if progress is not None:
-        progress(len(results), len(submissions), None)
+        progress(0, len(submissions), None)
+        for number, kept in enumerate(results.values(), start=1):
+            progress(number, len(submissions), kept)
     try:
         for result in _graded(waiting, settings, jobs, scheduler):
             if "fault" in result:
