@@ -24,7 +24,7 @@ def code_digest() -> str:
         path
         for folder in ("kdcourse", "book/data")
         for path in sorted((ROOT / folder).rglob("*"))
-        if path.suffix in {".py", ".json", ".safetensors"}
+        if path.suffix in {".py", ".json", ".safetensors", ".html", ".svg"}
     ]
     digest = hashlib.sha256(platform.python_version().encode())
     for path in [*files, ROOT / ".ci" / "constraints.txt"]:
