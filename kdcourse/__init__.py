@@ -26,6 +26,17 @@ _ROOMS = {
         "standardize_logits",
         "train_chain",
     ],
+    "detection": [
+        "DetectionDistillation",
+        "DetectionObjective",
+        "FPNImitation",
+        "detect",
+        "detection_box_loss",
+        "detection_classification_loss",
+        "importance_map",
+        "pkd_loss",
+        "supervised_detection_loss",
+    ],
     "features": [
         "FeatureDistillation",
         "FeatureExtractingModel",

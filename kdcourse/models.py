@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._checks import check_count, check_temperature, require
+from .detection import DetectorOutput
 from .language import sentence_embedding
 
 if TYPE_CHECKING:
@@ -125,6 +127,104 @@ def small_convnet(num_classes: int) -> ConvNet:
     17124
     """
     return ConvNet([16, 32], num_classes, depth=2)
+
+
+class Detector(nn.Module):
+    """A small detector without anchors, in the manner of FCOS, on a feature pyramid.
+
+    The stages of a `ConvNet` halve the resolution one after another. Level `p2` comes from the
+    second stage, at a quarter of the image's resolution, and so on. The pyramid brings each level
+    to the same channels and adds what the coarser level sees; one head, shared by the levels,
+    answers at every position.
+
+    Args:
+        widths: channels of each stage.
+        num_classes: `C`.
+        pyramid_width: channels of every level.
+        levels: stages that have a level, from fine to coarse, without gaps; from 1.
+        in_channels: of the images `[B, in_channels, H, W]`, H and W multiples of the coarsest
+            stride.
+        depth: convolutions a stage.
+
+    Attributes:
+        channels: level → `pyramid_width`, as `FPNImitation` wants it.
+
+    Called with images; returns a `DetectorOutput`.
+
+    Reference:
+        Tian, Shen, Chen and He (2019), "FCOS: Fully Convolutional One-Stage Object Detection",
+        arXiv:1904.01355; Lin et al. (2017), "Feature Pyramid Networks for Object Detection",
+        arXiv:1612.03144.
+
+    Example:
+        >>> output = Detector([8, 16, 16], num_classes=10)(torch.zeros(2, 1, 48, 48))
+        >>> {level: logits.shape[2:] for level, logits in output.classes.items()}
+        {'p2': torch.Size([12, 12]), 'p3': torch.Size([6, 6])}
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        num_classes: int,
+        *,
+        pyramid_width: int = 16,
+        levels: Sequence[int] = (2, 3),
+        in_channels: int = 1,
+        depth: int = 1,
+    ) -> None:
+        super().__init__()
+        levels = list(levels)
+        require(
+            len(levels) >= 1
+            and levels == list(range(levels[0], levels[0] + len(levels)))
+            and levels[0] >= 1
+            and levels[-1] <= len(widths),
+            f"levels must be numbers of stages in a row between 1 and {len(widths)}, got {levels}",
+        )
+        check_count("pyramid_width", pyramid_width)
+        self.stages = ConvNet(widths, 1, in_channels=in_channels, depth=depth).stages
+        self.strides = {f"p{level}": 2**level for level in levels}
+        self.channels = dict.fromkeys(self.strides, pyramid_width)
+        self.lateral = nn.ModuleDict(
+            {f"p{level}": nn.Conv2d(widths[level - 1], pyramid_width, 1) for level in levels}
+        )
+        self.smooth = nn.ModuleDict(
+            {f"p{level}": nn.Conv2d(pyramid_width, pyramid_width, 3, padding=1) for level in levels}
+        )
+        self.head = nn.Conv2d(pyramid_width, 2 * pyramid_width, 3, padding=1)
+        self.classes = nn.Conv2d(pyramid_width, num_classes, 1)
+        self.boxes = nn.Conv2d(pyramid_width, 4, 1)
+        # At the start every answer is "almost certainly nothing", as in RetinaNet.
+        # And every side of a box is two strides away.
+        for layer, bias in ((self.classes, -4.6), (self.boxes, 2.0)):
+            assert layer.bias is not None
+            nn.init.constant_(layer.bias, bias)
+
+    def forward(self, images: Tensor) -> DetectorOutput:
+        """What the detector says about images `[B, in_channels, H, W]`."""
+        coarsest = max(self.strides.values())
+        require(
+            images.dim() == 4 and images.shape[2] % coarsest == images.shape[3] % coarsest == 0,
+            f"images must be [B, channels, H, W] with H and W multiples of {coarsest}, "
+            f"got {list(images.shape)}",
+        )
+        maps, x = {}, images
+        for number, stage in enumerate(self.stages, start=1):
+            x = stage(x)
+            maps[f"p{number}"] = x
+        merged: dict[str, Tensor] = {}
+        above: Tensor | None = None
+        for level in reversed(self.strides):
+            own = self.lateral[level](maps[level])
+            above = own if above is None else own + F.interpolate(above, scale_factor=2)
+            merged[level] = above
+        features = {level: self.smooth[level](merged[level]) for level in self.strides}
+        classes, boxes = {}, {}
+        for level, stride in self.strides.items():
+            for_classes, for_boxes = F.relu(self.head(features[level])).chunk(2, 1)
+            classes[level] = self.classes(for_classes)
+            boxes[level] = stride * F.softplus(self.boxes(for_boxes))
+        return DetectorOutput(classes, boxes, features, dict(self.strides))
 
 
 class BagOfWords(nn.Module):

@@ -12,6 +12,7 @@ from kdcourse import data
 from kdcourse.data import (
     ImageData,
     TensorLoader,
+    digit_scenes,
     digits,
     docstrings,
     glyphs,
@@ -181,6 +182,71 @@ def test_a_part_must_have_pictures(loader, name) -> None:
 def test_noise_must_be_a_standard_deviation(loader, noise) -> None:
     with pytest.raises(ValueError, match="noise must be at least 0"):
         loader(noise=noise)
+
+
+# Scenes
+
+
+def test_scenes_have_their_digits_where_the_boxes_are() -> None:
+    scenes = digit_scenes(noise=0.0)
+    for part, size in ((scenes.train, 1000), (scenes.validation, 200), (scenes.test, 400)):
+        images, boxes, labels = part.tensors
+        assert images.shape == (size, 1, 48, 48) and images.dtype == torch.float32
+        assert boxes.shape == (size, 4, 4) and labels.shape == (size, 4)
+        real = labels >= 0
+        assert labels.max() == 9 and real.any(1).all()
+        assert (boxes[~real] == 0).all() and (labels[~real] == -1).all()
+        assert (real[:, :-1] >= real[:, 1:]).all()  # what is empty stands last
+        assert boxes[real].min() >= 0 and boxes[real].max() <= 48
+        sides = boxes[real][:, 2:] - boxes[real][:, :2]
+        assert sides.min() > 1.5 and 20 < sides.max() <= 22
+        assert real.sum(1).unique().tolist() == [1, 2, 3, 4]
+    images, boxes, labels = scenes.train.tensors
+    middles = torch.arange(48) + 0.5
+    x, y = middles[None, None, None], middles[None, None, :, None]
+    left, top, right, bottom = boxes[..., None, None].unbind(2)
+    near = (x > left - 1) & (x < right + 1) & (y > top - 1) & (y < bottom + 1)
+    near &= (labels >= 0)[..., None, None]
+    outside = images[:, 0] * ~near.any(1)
+    assert outside.sum() < 0.01 * images.sum()  # a little ink is below what counts as ink
+    ink = (images * near).flatten(2).sum(2)[labels >= 0]
+    assert ink.min() > 5
+
+
+def test_boxes_of_scenes_do_not_touch() -> None:
+    _, boxes, labels = digit_scenes().train.tensors
+    for i in range(4):
+        for j in range(i):
+            both = (labels[:, i] >= 0) & (labels[:, j] >= 0)
+            a, b = boxes[both, i], boxes[both, j]
+            meet = torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])
+            assert (meet.amin(1) <= -0.99).all()
+
+
+def test_scenes_are_seeded_and_their_parts_share_no_scan() -> None:
+    sizes = {"train_size": 20, "validation_size": 20, "test_size": 20}
+    first, same, other = (digit_scenes(seed=seed, **sizes) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first.test[:], same.test[:], strict=True))
+    assert not torch.equal(first.test[:][0], other.test[:][0])
+    drawn = [part[:][0] for part in (first.train, first.validation, first.test)]
+    assert different(torch.cat(drawn)) == 60
+    noisy, clean = (digit_scenes(noise=noise, **sizes).train[:][0] for noise in (0.2, 0.0))
+    assert (noisy - clean).std().item() == pytest.approx(0.2, abs=0.005)
+    with pytest.raises(ValueError, match="test_size must be at least 1, got 0"):
+        digit_scenes(test_size=0)
+    with pytest.raises(ValueError, match="noise must be at least 0"):
+        digit_scenes(noise=-1.0)
+
+
+def test_each_part_of_the_scenes_draws_on_the_scans_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scans = digits(seed=3)
+    used = []
+    monkeypatch.setattr(data, "_draw_scenes", lambda size, part, *rest: used.append(part) or part)
+    digit_scenes(seed=3)
+    for part, expected in zip(used, (scans.train, scans.validation, scans.test), strict=True):
+        assert torch.equal(part.tensors[0], expected.tensors[0])
 
 
 # Texts

@@ -18,6 +18,7 @@ from kdcourse.models import (
     BagOfWords,
     CharacterModel,
     ConvNet,
+    Detector,
     MiniLM,
     count_parameters,
     example_models,
@@ -134,6 +135,52 @@ def test_a_convnet_needs_a_stage_and_a_convolution() -> None:
         ConvNet([], 5)
     with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
         ConvNet([8], 5, depth=0)
+
+
+def test_a_detector_answers_at_every_position_of_every_level() -> None:
+    detector = Detector([8, 12, 16], 10, pyramid_width=6, levels=(1, 2, 3), depth=2)
+    output = detector(torch.zeros(2, 1, 32, 48))
+    sizes = {"p1": (16, 24), "p2": (8, 12), "p3": (4, 6)}
+    for maps, channels in ((output.classes, 10), (output.boxes, 4), (output.features, 6)):
+        assert {p: tuple(x.shape) for p, x in maps.items()} == {
+            p: (2, channels, *size) for p, size in sizes.items()
+        }
+    assert output.strides == {"p1": 2, "p2": 4, "p3": 8}
+    assert detector.channels == {"p1": 6, "p2": 6, "p3": 6}
+
+
+def test_a_new_detector_sees_almost_nothing_and_boxes_of_four_strides() -> None:
+    torch.manual_seed(0)
+    output = Detector([8, 16, 16], 10)(torch.randn(4, 1, 48, 48))
+    for level, stride in output.strides.items():
+        assert output.classes[level].sigmoid().mean() < 0.03
+        sides = output.boxes[level] / stride
+        assert (sides > 0).all()
+        assert sides.mean().item() == pytest.approx(2, abs=0.5)
+
+
+def test_a_fine_level_sees_what_the_coarse_one_does_and_not_the_reverse() -> None:
+    detector = Detector([8, 8, 8], 10).eval()
+    with torch.no_grad():
+        before = detector(torch.ones(1, 1, 48, 48))
+        detector.lateral["p3"].bias += 1
+        both = detector(torch.ones(1, 1, 48, 48))
+        detector.lateral["p2"].bias += 1
+        fine = detector(torch.ones(1, 1, 48, 48))
+    assert not torch.equal(before.features["p2"], both.features["p2"])
+    assert torch.equal(both.features["p3"], fine.features["p3"])
+    assert not torch.equal(both.features["p2"], fine.features["p2"])
+
+
+@pytest.mark.parametrize("levels", [(), (0, 1), (2, 4), (3, 2), (3, 4)])
+def test_levels_must_be_stages_in_a_row(levels: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="levels must be numbers of stages in a row"):
+        Detector([8, 8, 8], 10, levels=levels)
+
+
+def test_images_must_fit_the_coarsest_level() -> None:
+    with pytest.raises(ValueError, match=r"multiples of 8, got \[1, 1, 48, 44\]"):
+        Detector([8, 8, 8], 10)(torch.zeros(1, 1, 48, 44))
 
 
 def test_bag_of_words_is_the_mean_of_its_known_words() -> None:

@@ -286,3 +286,26 @@ def token_loss(
 ) -> Tensor:
     """All logits at once."""
     return soft_target(student @ student_weight.T, teacher @ teacher_weight.T, temperature)
+
+
+def detection_classification(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+    """From probabilities: right for moderate logits, without gradient for large ones."""
+    p_s, p_t = (torch.sigmoid(x / temperature) for x in (student, teacher))
+    return temperature**2 * F.binary_cross_entropy(p_s, p_t)
+
+
+def fpn_imitation(student: Tensor, teacher: Tensor) -> Tensor:
+    """One level, the student's features adapted already."""
+    total = torch.zeros((), dtype=student.dtype)
+    for s, t in zip(student, teacher, strict=True):
+        weight = t.abs().mean(0)
+        total = total + ((weight / weight.max() * (s - t)) ** 2).sum()
+    return total / student.numel()
+
+
+def pkd(student: Tensor, teacher: Tensor) -> Tensor:
+    def standardized(x: Tensor) -> Tensor:
+        flat = x.transpose(0, 1).flatten(1)
+        return (flat - flat.mean(1, keepdim=True)) / flat.std(1, keepdim=True)
+
+    return ((standardized(student) - standardized(teacher)) ** 2).mean() / 2
