@@ -170,6 +170,24 @@ def test_a_changed_master_without_an_update_is_noticed(copied, submissions):
     assert "double.md has changed since" in grade_again(copied, submissions)
 
 
+def test_an_update_that_was_stopped_between_two_steps_loses_no_key(copied):
+    exercise = copied / "exercise"
+    before = (exercise / "key" / "key.json").read_bytes()
+    (exercise / "key").rename(exercise / ".key.previous")
+    kdcourse("assign", exercise / "double.md", "--out", exercise, "--update")
+    assert (exercise / "key" / "key.json").read_bytes() == before
+    assert not (exercise / ".key.previous").exists()
+
+
+@pytest.mark.parametrize("name", ["final", "score", "comment"])
+def test_no_part_is_called_like_a_column_of_the_grades(name, tmp_path):
+    text = MASTER.read_text().replace("part: fit", f"part: {name}")
+    (tmp_path / "double.md").write_text(text)
+    master = notebooks.read_source(tmp_path / "double.md", explicit_ids=True)
+    with pytest.raises(ValueError, match="needs a plain part"):
+        key.declared(master, "double")
+
+
 def test_an_update_needs_the_key_of_the_same_exercise(copied):
     exercise = copied / "exercise"
     kdcourse("assign", exercise / "double.md", "--out", exercise, code=2)
@@ -808,6 +826,22 @@ def test_a_notebook_checks_itself_and_not_again_inside(tmp_path, monkeypatch, ca
     monkeypatch.setenv("JPY_SESSION_NAME", "")
     public.check_notebook()
     assert "Save this notebook" in capsys.readouterr().out
+
+
+def test_checking_hands_nothing_in_and_bounds_what_is_printed(tmp_path, monkeypatch):
+    cells = [
+        "print('x' * 10**8)",
+        "from kdcourse.grading.submit import write_submission; write_submission('mine')",
+        f"{CHECK}\nwith check('One'):\n    pass",
+    ]
+    monkeypatch.chdir(tmp_path)
+    saved = {"nbformat": 4, "cells": [{"cell_type": "code", "source": text} for text in cells]}
+    Path("mine.ipynb").write_text(json.dumps(saved))
+    monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "mine.ipynb"))
+    events = list(public._events(cells, 60))
+    assert len(events[1]["printed"]) == 1_000_000
+    assert events[-1]["printed"].startswith("✓ One")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.ipynb"]
 
 
 def test_checking_imports_only_what_a_notebook_host_has():

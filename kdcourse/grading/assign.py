@@ -51,6 +51,9 @@ def write_key(
     import numpy as np
 
     exercise = declared(master, name)
+    previous = folder.with_name(f".{folder.name}.previous")
+    if previous.exists() and not folder.exists():  # an update was stopped between two steps
+        previous.rename(folder)
     if update:
         earlier = Key(folder)
         if earlier.exercise.name != name:
@@ -98,7 +101,6 @@ def write_key(
         if lost:
             raise ValueError(f"the master of {name} does not earn its own points: {lost}")
     if update:
-        previous = folder.with_name(f".{folder.name}.previous")
         shutil.rmtree(previous, ignore_errors=True)
         folder.rename(previous)
         draft.rename(folder)

@@ -15,6 +15,17 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+LIMIT = 1_000_000  # characters that one cell may print; the rest is dropped
+
+
+class Printed(io.StringIO):
+    """What a cell prints, up to `LIMIT`."""
+
+    def write(self, text: str) -> int:
+        """Keep what still fits."""
+        super().write(text[: max(0, LIMIT - self.tell())])
+        return len(text)
+
 
 def run(sources: list[str], report: Any) -> None:
     """Run every cell, whatever the others raise, and report what each printed and raised."""
@@ -27,7 +38,7 @@ def run(sources: list[str], report: Any) -> None:
     cell_of: dict[str, int] = {}
     for number, source in enumerate(sources):
         known = set(linecache.cache)
-        printed = io.StringIO()
+        printed = Printed()
         print(json.dumps({"cell": number}), file=report, flush=True)
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             outcome = shell.run_cell(source)

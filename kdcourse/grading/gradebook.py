@@ -13,11 +13,9 @@ from datetime import datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
-from .key import Exercise
+from .key import COLUMNS, LATE, Exercise
 from .submission import Submission
 from .tables import read_rows, refuse
-
-COLUMNS = ("student", "submission", "status", "score", "max_score")
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Terms:
     @property
     def columns(self) -> list[str]:
         """The columns of `grades.csv` that these terms fill."""
-        late = ["submitted", "days_late", "penalty"] if self.handed else []
+        late = LATE if self.handed else ()
         manual = ["manual"] if self.manual else []
         final = ["final"] if late or manual or self.missing_is_blank else []
         return [*late, *manual, *final, *(["comment"] if manual else [])]

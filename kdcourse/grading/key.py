@@ -14,6 +14,10 @@ from kdcourse import notebooks
 from .compare import read_answer
 
 FORMAT = 2
+# What `grades.csv` calls its other columns; no part may be called so.
+COLUMNS = ("student", "submission", "status", "score", "max_score")
+LATE = ("submitted", "days_late", "penalty")
+RESERVED = {*COLUMNS, *LATE, "manual", "final", "comment"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ def declared(master: Any, name: str) -> Exercise:
             part = Part(**{**fields, "answers": tuple(fields["answers"])})
         except (TypeError, KeyError) as error:
             raise ValueError(f"{name}: probe {cell.id}: {error}") from None
-        if not re.fullmatch(r"[a-z0-9_]+", part.part) or part.points <= 0 or not part.answers:
+        plain = re.fullmatch(r"[a-z0-9_]+", part.part) and part.part not in RESERVED
+        if not plain or part.points <= 0 or not part.answers:
             raise ValueError(f"{name}: probe {cell.id} needs a plain part, points and answers")
         if part.judge is not None and f"def {part.judge}(" not in code:
             raise ValueError(f"{name}: no key cell defines {part.judge}")

@@ -46,7 +46,7 @@ def check_notebook(seconds: float = 600) -> None:
     if notebook is None:
         print("Save this notebook (Ctrl+S), then run in a terminal: kdcourse check NOTEBOOK")
         return
-    for line in run_checks(json.dumps(notebook).encode(), seconds=seconds):
+    for line in run_checks(json.dumps({"nbformat": 4, **notebook}).encode(), seconds=seconds):
         print(line, flush=True)
 
 
@@ -130,13 +130,15 @@ def _events(code: list[str], seconds: float) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="kdcourse-") as folder:
         cells = Path(folder) / "cells.json"
         cells.write_text(json.dumps(code), encoding="utf-8")
+        # The copy is not the notebook: its last cell must not write a submission.
+        kept = {name: value for name, value in os.environ.items() if name != "JPY_SESSION_NAME"}
         child = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("check_run.py")), str(cells)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             encoding="utf-8",
-            env={**os.environ, CHECKING: "1", "MPLBACKEND": "agg"},
+            env={**kept, CHECKING: "1", "MPLBACKEND": "agg"},
             start_new_session=True,
         )
         late = threading.Event()
