@@ -308,7 +308,9 @@ class FPNImitation(nn.Module):
 
 
 def _check_levels(name: str, given: Mapping, needed: Mapping | nn.ModuleDict) -> None:
-    require(isinstance(given, Mapping), f"{name} must be a dict by level, got {given!r}")
+    require(
+        isinstance(given, Mapping), f"{name} must be a dict by level, got {type(given).__name__}"
+    )
     missing = [level for level in needed if level not in given]
     require(
         not missing,

@@ -352,7 +352,7 @@ def _check_states(name: str, states: Sequence[Tensor]) -> None:
     require(
         isinstance(states, Sequence) and len(states) > 0,
         f"{name} must be a list with one tensor for each state, got "
-        + (f"one tensor {shape(states)}" if isinstance(states, Tensor) else repr(states)),
+        + (f"one tensor {shape(states)}" if isinstance(states, Tensor) else "none"),
     )
     for state in states:
         check_floating(name, state)

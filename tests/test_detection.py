@@ -542,6 +542,10 @@ def test_batches_must_agree(loss) -> None:
         (lambda: FPNImitation({"p2": 0}, {"p2": 3}), r"student_channels\['p2'\] must be a whole"),
         (lambda: FPNImitation({"p2": 3}, {"p2": 3}, method="at"), "method must be .* got 'at'"),
         (
+            lambda: FPNImitation({"p2": 3}, {"p2": 3})(Z(MAP), {"p2": Z(MAP)}),
+            "student must be a dict by level, got Tensor",
+        ),
+        (
             lambda: FPNImitation({"p2": 3}, {"p2": 3})({"p3": Z(MAP)}, {"p2": Z(MAP)}),
             r"student must have the levels \['p2'\], got \['p3'\]: lacks \['p2'\]",
         ),

@@ -719,7 +719,7 @@ def test_shapes_must_agree(loss) -> None:
     [
         (lambda: uniform_layer_map(0, 3), "num_student must be a whole number .* got 0"),
         (lambda: hidden_state_loss(TOKEN, [TOKEN]), r"list .* got one tensor \[3, 5, 4\]"),
-        (lambda: hidden_state_loss([], [TOKEN]), r"student must be a list .* got \[\]"),
+        (lambda: hidden_state_loss([], [TOKEN]), r"student must be a list .* got none"),
         (
             lambda: hidden_state_loss([TOKEN], [TOKEN], layer_map=[1]),
             r"layer_map must hold 1 whole numbers from 0 to 0, .* got \[1\]",
