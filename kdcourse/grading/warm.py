@@ -21,7 +21,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 PRELOADED = (
     *("kdcourse.grading.kernel", "kdcourse.grading.run", "matplotlib.font_manager", "numpy"),
@@ -52,7 +52,11 @@ class WarmProcess:
         self._control: socket.socket | None = None
 
     def enter(
-        self, sandbox_pid: int, environment: Mapping[str, str], messages: IO[bytes]
+        self,
+        sandbox_pid: int,
+        environment: Mapping[str, str],
+        messages: IO[bytes],
+        identity: Mapping[str, Any],
     ) -> tuple[int, int]:
         """Run a notebook inside the sandbox of a process, with nothing but `environment`.
 
@@ -60,6 +64,7 @@ class WarmProcess:
             sandbox_pid: a process that bubblewrap has set up completely.
             environment: the whole environment of the run.
             messages: takes standard output and error.
+            identity: whom bubblewrap was started as, for `Popen`.
 
         Returns:
             The id of the process inside, as seen here, and a descriptor to close that is readable
@@ -81,7 +86,7 @@ class WarmProcess:
                 ]
                 descriptors = [done, messages.fileno(), outer, *inner, user]
                 with self._lock, contextlib.suppress(OSError):
-                    socket.send_fds(self._running(), [request], descriptors)
+                    socket.send_fds(self._running(identity), [request], descriptors)
             pid = os.read(ended, 32)
             if pid:
                 return int(pid), ended
@@ -98,7 +103,7 @@ class WarmProcess:
                 self._process.wait()
             self._process = self._control = None
 
-    def _running(self) -> socket.socket:
+    def _running(self, identity: Mapping[str, Any]) -> socket.socket:
         if self._control is not None and self._process is not None and self._process.poll() is None:
             return self._control
         if self._control is not None:
@@ -121,6 +126,7 @@ class WarmProcess:
                 cwd="/",
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
+                **identity,
             )
         return self._control
 
