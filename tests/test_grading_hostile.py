@@ -193,9 +193,10 @@ def everywhere(name):
                 yield file.read()
         except OSError:
             pass
-secret = re.compile(rb'SECRET-[0-9]{{4}}|assigned[0-9]+/ke[y]')
-tried('environments', lambda: any(map(secret.search, everywhere('environ'))))
-tried('command lines', lambda: any(map(secret.search, everywhere('cmdline'))))
+def secret(text):
+    return re.search(rb'SECRET-[0-9]{{4}}', text) or re.search(rb'assigned[0-9]+/ke[y]', text)
+tried('environments', lambda: any(map(secret, everywhere('environ'))))
+tried('command lines', lambda: any(map(secret, everywhere('cmdline'))))
 def memory():
     with open('/proc/self/maps') as maps, open('/proc/self/mem', 'rb') as file:
         for line in maps:
@@ -203,7 +204,7 @@ def memory():
             if ' rw-p ' in line and high - low < 2**28:
                 file.seek(low)
                 yield file.read(high - low)
-tried('memory', lambda: any(map(secret.search, memory())))
+tried('memory', lambda: any(map(secret, memory())))
 def descriptors():
     for path in glob.glob('/proc/[0-9]*/fd/*'):
         target = os.readlink(path)
@@ -211,7 +212,7 @@ def descriptors():
                 ('/scratch', '/dev/null', '/job', '/memfd', {messages!r}, '/dev/shm')):
             yield path, target, os.path.exists(target)
 tried('descriptors', lambda: list(descriptors()))
-tried('outside', lambda: os.listdir('/proc/1/root/root') or os.listdir('/proc/1/cwd/../root'))
+tried('outside', lambda: os.listdir('/proc/1/root') != os.listdir('/'))
 tried('kill', lambda: os.kill({grader}, 0) is None)
 tried('trace', lambda: libc.ptrace(16, {grader}, 0, 0) == 0)
 tried('parent', lambda: [pid for pid in os.listdir('/proc') if pid.isdigit() and int(pid) > 400])
@@ -224,8 +225,9 @@ tried('namespaces', lambda: any(libc.unshare(flag) == 0 for flag in
 tried('join', lambda: any(libc.setns(os.open(path, os.O_RDONLY), 0) == 0
                           for path in glob.glob('/proc/1/ns/*') if 'user' not in path))
 tried('device', lambda: os.mknod('/tmp/disk', 0o60600, os.makedev(254, 0)) is None)
-tried('kernel', lambda: open('/proc/sys/kernel/hostname', 'w').write('x'))
-tried('sysrq', lambda: open('/proc/sysrq-trigger', 'w').write('h'))
+for name in ('sys/kernel/core_pattern', 'sys/kernel/hostname', 'sys/vm/overcommit_memory',
+             'sysrq-trigger'):
+    tried(name, lambda: os.open('/proc/' + name, os.O_WRONLY))
 tried('priority', lambda: os.nice(-5))
 tried('limits', lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**40, 2**40)) is None)
 tried('terminal', lambda: open('/dev/tty'))

@@ -278,7 +278,8 @@ def _warm(
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(b"\n")
         if process.stdout.read(1) != b"\n":  # it answers when the sandbox is complete
-            raise RuntimeError("bubblewrap did not start")
+            messages.seek(0)
+            raise RuntimeError(f"bubblewrap: {messages.read(1000).decode(errors='replace')}")
         first = json.loads(os.read(reading, 4096))["child-pid"]
         processes = _Processes([process.pid], -1)
         try:
@@ -319,6 +320,8 @@ def _inside(copies: dict[Path, Path]) -> dict[str, str]:
 def _bubblewrap(job: Path, scratch: Path, copies: dict[Path, Path]) -> list[str]:
     command = [find_bubblewrap(), *ISOLATION, "--hostname", "sandbox"]
     command += ["--clearenv", "--dev", "/dev", "--proc", "/proc"]
+    for name in ("sys", "sysrq-trigger", "irq", "bus", "fs", "mtrr", "pressure"):  # root may write
+        command += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
     for folder in ("/dev/shm", "/tmp"):
         command += ["--size", str(64 * 2**20), "--tmpfs", folder]
     for name in dict.fromkeys([*SYSTEM, sys.base_prefix, sys.prefix]):
