@@ -181,17 +181,23 @@ def early_exit(model: SelfDistillation, x: Tensor, *, threshold: float) -> tuple
         pooled = model.pool(x, index)
         logits = leave(pooled)
         confident = widen(logits).softmax(-1).amax(-1) >= threshold
-        if not confident.any():  # no need to copy what stays
-            continue
-        answers.append(logits[confident])
-        order.append(staying[confident])
-        left_at[order[-1]] = index
-        if confident.all():
+        leaving = confident.nonzero()[:, 0]
+        if len(leaving) == len(x):  # nothing has to be taken apart
+            answers.append(logits)
+            order.append(staying)
+            left_at[staying] = index
             break
-        x, pooled, staying = x[~confident], pooled[~confident], staying[~confident]
+        if len(leaving) > 0:
+            answers.append(logits[leaving])
+            order.append(staying[leaving])
+            left_at[order[-1]] = index
+            remaining = (~confident).nonzero()[:, 0]
+            x, pooled, staying = x[remaining], pooled[remaining], staying[remaining]
     else:
         answers.append(model.classifier(pooled))
         order.append(staying)
+    if len(answers) == 1:
+        return answers[0], left_at
     return torch.cat(answers)[torch.cat(order).argsort()], left_at
 
 
