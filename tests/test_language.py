@@ -153,14 +153,31 @@ def test_attention_kl_textbook() -> None:
     )
 
 
+def without_padding(loss, student: Tensor, teacher: Tensor) -> Tensor:
+    """The mean over real tokens of a textbook loss of each text by itself, cut to its length."""
+    total = torch.zeros((), dtype=student.dtype)
+    for row, length in enumerate(MASK.sum(1).tolist()):
+        texts = [x[row : row + 1, :, :length] for x in (student, teacher)]
+        total = total + length * loss(*texts)
+    return total / MASK.sum()
+
+
 def test_attention_to_padding_is_removed_and_the_row_renormalised() -> None:
     scores_s, scores_t = pair(attention_kl)
-    expected = []
-    for row, length in enumerate(MASK.sum(1)):  # the texts without their padding, one by one
-        student, teacher = (x[row : row + 1, :, :length, :length] for x in (scores_s, scores_t))
-        expected.append(length * textbook.attention_kl(student.softmax(-1), teacher.softmax(-1)))
-    expected = torch.stack(expected).sum() / MASK.sum()
+
+    def of_scores(student: Tensor, teacher: Tensor) -> Tensor:
+        length = student.shape[2]
+        rows = (x[..., :length].softmax(-1) for x in (student, teacher))
+        return textbook.attention_kl(*rows)
+
+    expected = without_padding(of_scores, scores_s, scores_t)
     torch.testing.assert_close(attention_kl(scores_s, scores_t, mask=MASK), expected)
+
+
+def test_relations_to_padding_are_left_out_of_the_softmax() -> None:
+    student, teacher = pair(value_relation_loss)
+    expected = without_padding(textbook.value_relation, student, teacher)
+    torch.testing.assert_close(value_relation_loss(student, teacher, mask=MASK), expected)
 
 
 def test_value_relation_textbook() -> None:
