@@ -119,6 +119,31 @@ def write_atomic(path: Path, data: bytes) -> None:
     draft.replace(path)
 
 
+def remove_drafts(folder: Path) -> None:
+    """Remove what `write_atomic` was writing when it was killed."""
+    for path in folder.rglob(".*.draft"):
+        if path.is_file():
+            path.unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a folder to ourselves; the lock ends with this process, however that ends.
+
+    Raises:
+        RuntimeError: when another process has it.
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with _opened(folder) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"another grader is at work in {folder}: wait for its end") from None
+        yield
+
+
 def write_if_new(path: Path, data: bytes) -> None:
     """Write `path` unless it holds just that already."""
     if not path.is_file() or path.read_bytes() != data:

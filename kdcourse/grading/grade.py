@@ -1,11 +1,13 @@
 """Grade a folder of submissions: one result file each, in parallel, resumable."""
 
+import ctypes
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,10 +18,10 @@ from typing import Any
 
 from . import archive, exports, feedback
 from .execute import executed_for
-from .files import write_atomic, write_if_new
+from .files import locked, remove_drafts, write_atomic, write_if_new
 from .gradebook import AS_EARNED, Terms, grade_of, grades
 from .key import Key
-from .sandbox import Limits, Sandbox, check_bubblewrap
+from .sandbox import WARM, Limits, Sandbox, check_bubblewrap
 from .score import PartScore, nothing, score_parts
 from .submission import (
     InvalidSubmission,
@@ -29,6 +31,8 @@ from .submission import (
     read_bytes,
     rebuild,
 )
+
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,8 @@ def grade_all(
         The results, one per student, sorted by name.
 
     Raises:
-        RuntimeError: when the grader itself failed on some submissions; all others have a result,
-            and the same call tries the rest again.
+        RuntimeError: when another grader is at work in `out`; or when the grader itself failed on
+            some submissions: all others have a result, and the same call tries the rest again.
     """
     if settings.isolation == "bwrap":
         check_bubblewrap()
@@ -125,18 +129,20 @@ def grade_all(
         progress(0, len(submissions), None)
         for number, kept in enumerate(results.values(), start=1):
             progress(number, len(submissions), kept)
-    try:
-        for result in _graded(waiting, settings, jobs, scheduler):
-            if "fault" in result:
-                faults.append(result)
-                continue
-            save(result, terms, out)
-            results[result["student"]] = result
-            if progress is not None:
-                progress(len(results), len(submissions), result)
-    finally:
-        done = [results[student] for student in sorted(results)]
-        write_class(done, key, terms, out)
+    with locked(out):
+        remove_drafts(out)
+        try:
+            for result in _graded(waiting, settings, jobs, scheduler):
+                if "fault" in result:
+                    faults.append(result)
+                    continue
+                save(result, terms, out)
+                results[result["student"]] = result
+                if progress is not None:
+                    progress(len(results), len(submissions), result)
+        finally:
+            done = [results[student] for student in sorted(results)]
+            write_class(done, key, terms, out)
     if faults:
         words = "\n".join(f"{fault['student']}:\n{fault['fault']}" for fault in faults)
         raise RuntimeError(f"the grader failed on {len(faults)} submissions:\n{words}")
@@ -299,17 +305,41 @@ def _graded(
         from distributed import Client, as_completed
 
         with Client(scheduler) as client:
-            futures = [client.submit(_grade_safely, item, settings, pure=False) for item in waiting]
-            for future in as_completed(futures):
-                yield future.result()
+            students: dict[str, str] = {}
+
+            def submitted() -> Iterator[Any]:
+                for work in waiting:
+                    future = client.submit(_grade_safely, work, settings, pure=False)
+                    students[future.key] = work.submission.student
+                    yield future
+
+            # Only what is not here yet is held: of a worker that dies, no more is done again.
+            for future in as_completed(submitted()):
+                try:
+                    yield future.result()
+                except Exception:  # the workers died of it, again and again
+                    yield {"student": students[future.key], "fault": traceback.format_exc()}
     elif jobs == 1 or len(waiting) < 2:
-        for item in waiting:
-            yield _grade_safely(item, settings)
+        try:
+            for item in waiting:
+                yield _grade_safely(item, settings)
+        finally:
+            WARM.close()
     else:
         from joblib import Parallel, delayed
+        from joblib.externals.loky import get_reusable_executor
 
         pool = Parallel(n_jobs=min(jobs, len(waiting)), return_as="generator_unordered")
-        yield from pool(delayed(_grade_safely)(item, settings) for item in waiting)
+        yield from pool(delayed(_grade_in_worker)(item, settings, os.getpid()) for item in waiting)
+        get_reusable_executor().shutdown()
+
+
+def _grade_in_worker(work: Work, settings: Settings, grader: int) -> dict[str, Any]:
+    """Grade in a process of joblib's, which must not outlive a grader that is killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != grader:
+        os._exit(1)
+    return _grade_safely(work, settings)
 
 
 @lru_cache(maxsize=4)
