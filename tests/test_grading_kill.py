@@ -1,0 +1,218 @@
+"""The grader and its workers are killed at any moment: nothing is lost, torn or graded twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import psutil
+import pytest
+from classroom import MASTER, RIGHT_DOUBLE, kdcourse, rows
+
+from kdcourse.grading import files
+
+DIES = """
+import os, signal, sys
+from kdcourse import cli
+from kdcourse.grading import files
+left = int(sys.argv.pop(1))
+def dies(descriptor):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    os_fsync(descriptor)
+os_fsync, files.os.fsync = os.fsync, dies
+cli.main()
+"""
+MEASURES = """
+import json, sys
+from pathlib import Path
+import psutil
+from kdcourse.grading.grade import Settings, grade_all
+def measure(done, total, result):
+    own = psutil.Process()
+    warm = [child for child in own.children() if 'kdcourse.grading.warm' in child.cmdline()]
+    print(json.dumps([done, *(process.memory_info().rss for process in (own, *warm))]))
+key, folder, out = map(Path, sys.argv[1:])
+grade_all(folder, out, Settings(key, 20, 700, 'bwrap'), progress=measure)
+"""
+
+
+@pytest.fixture(scope="module")
+def submissions(student, tmp_path_factory):
+    """Eight students."""
+    folder = tmp_path_factory.mktemp("submissions")
+    for number in range(2):
+        for name, made in {
+            "right": student().solved(),
+            "half": student().answer(double=RIGHT_DOUBLE),
+            "raises": student().solved().add("1 / 0"),
+        }.items():
+            (folder / f"{name}{number}.ipynb").write_text(json.dumps(made.notebook))
+        (folder / f"broken{number}.ipynb").write_text("{")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(assigned, submissions, tmp_path_factory):
+    """What grading gives when nothing comes between."""
+    out = tmp_path_factory.mktemp("uninterrupted")
+    assert kdcourse(*call(assigned, submissions, out)).returncode == 0
+    return out
+
+
+def call(assigned, submissions, out, *more):
+    return ("grade", MASTER, submissions, "--out", out, "--key", assigned / "key", *more)
+
+
+def results(out):
+    """The result files, which must be complete, without what differs from run to run."""
+    found = {}
+    for path in sorted((out / "results").glob("*.json")):
+        found[path.name] = json.loads(path.read_text())
+        found[path.name] |= {"seconds": None, "peak_mib": None}
+    return found
+
+
+def same(out, expected):
+    """Whether a class's folder holds just what an uninterrupted run left."""
+    assert results(out) == results(expected)
+    names = [{str(path.relative_to(top)) for path in top.rglob("*")} for top in (out, expected)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        if "results" not in name and (out / name).is_file():
+            assert (out / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def test_a_grader_that_dies_while_it_writes_leaves_nothing_torn(
+    assigned, submissions, uninterrupted, tmp_path
+):
+    out = tmp_path / "out"
+    moments = iter([1, 2, 3, 4, 9, 10**6])
+    finished = {}
+    for moment in moments:
+        command = [
+            sys.executable,
+            "-c",
+            DIES,
+            str(moment),
+            *map(str, call(assigned, submissions, out)),
+        ]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert run.returncode in (0, -signal.SIGKILL), run.stderr
+        assert results(out).items() <= results(uninterrupted).items()
+        for path, when in finished.items():
+            assert path.stat().st_mtime_ns == when
+        finished = {path: path.stat().st_mtime_ns for path in (out / "results").glob("*.json")}
+        if run.returncode == 0:
+            break
+    assert next(moments, None) is None
+    same(out, uninterrupted)
+
+
+def test_a_grader_killed_in_the_middle_leaves_no_process_and_goes_on(
+    assigned, submissions, uninterrupted, tmp_path
+):
+    out, scratch = tmp_path / "out", tmp_path / "scratch"
+    scratch.mkdir()
+    arguments = [*map(str, call(assigned, submissions, out, "--jobs", 2))]
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    for enough in (1, 4, 6):
+        grader = subprocess.Popen(
+            [sys.executable, "-m", "kdcourse.cli", *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        while len(list((out / "results").glob("*.json"))) < enough:
+            assert grader.poll() is None
+            time.sleep(0.01)
+        started = psutil.Process(grader.pid).children(recursive=True)
+        kept = results(out)
+        grader.send_signal(signal.SIGKILL)
+        grader.wait()
+        assert kept.items() <= results(uninterrupted).items()
+        _, alive = psutil.wait_procs(started, timeout=20)
+        assert not [process for process in alive if "resource_tracker" not in process.cmdline()[-1]]
+        assert list(scratch.glob(f"{files.SCRATCH}*"))
+    assert kdcourse(*arguments, env=environment).returncode == 0
+    same(out, uninterrupted)
+    assert not list(scratch.glob("kdcourse-*"))
+
+
+def test_two_graders_do_not_write_into_one_folder(assigned, submissions, tmp_path):
+    with files.locked(tmp_path / "out"):
+        done = kdcourse(*call(assigned, submissions, tmp_path / "out"))
+    assert done.returncode == 1
+    assert "another grader is at work" in done.stderr
+    assert not (tmp_path / "out" / "results").exists()
+
+
+def test_what_another_grader_uses_is_not_taken_away(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / f"{files.SCRATCH}left"
+    left.mkdir()
+    (tmp_path / f"{files.SCRATCH}link").symlink_to("/")
+    with files.scratch_folder() as first:
+        assert not left.exists()
+        with files.scratch_folder() as second:
+            assert first.is_dir()
+            assert second.is_dir()
+        assert first.is_dir()
+        assert not second.exists()
+    assert [path.name for path in tmp_path.iterdir()] == [f"{files.SCRATCH}link"]
+
+
+def test_a_killed_dask_worker_loses_nothing_and_nothing_is_graded_twice(
+    assigned, submissions, uninterrupted, tmp_path
+):
+    from distributed import LocalCluster
+
+    out = tmp_path / "out"
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        workers = [worker.pid for worker in cluster.workers.values()]
+        address = cluster.scheduler_address
+        grader = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "kdcourse.cli"),
+                *map(str, call(assigned, submissions, out, "--scheduler", address)),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while len(list((out / "results").glob("*.json"))) < 4:
+            assert grader.poll() is None
+            time.sleep(0.01)
+        saved = {path: path.stat().st_mtime_ns for path in (out / "results").glob("*.json")}
+        os.kill(workers[0], signal.SIGKILL)
+        _, errors = grader.communicate(timeout=120)
+        assert grader.returncode == 0, errors
+        finished = Counter(
+            story[0]
+            for story in cluster.scheduler.transition_log
+            if story[1:3] == ("processing", "memory")
+        )
+    assert len(finished) == 8
+    assert sum(finished.values()) <= 8 + 1  # what was done but not fetched from the dead worker
+    for path, when in saved.items():
+        assert path.stat().st_mtime_ns == when
+    same(out, uninterrupted)
+    assert len(rows(out)) == 8
+
+
+def test_memory_stays_flat(assigned, student, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number}.ipynb").write_text(json.dumps(student().solved().notebook))
+    command = [sys.executable, "-c", MEASURES, assigned / "key", folder, tmp_path / "out"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    sizes = {done: numbers for done, *numbers in lines if done >= 4}
+    for first, last in zip(sizes[4], sizes[12], strict=True):
+        assert last - first < 8 * 2**20
