@@ -1,5 +1,6 @@
 """The built book as a reader meets it: every page in headless Chromium, served and from disk."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,11 +11,14 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from programs import launch_chromium
+
+from kdcourse.best_practices import BEST_PRACTICES, judge
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "_build" / "html"
@@ -227,6 +231,26 @@ def test_choosers_choose_by_keyboard(opened: Opened) -> None:
             first.focus()
             opened.page.keyboard.press("ArrowDown")
         assert any(rows != shown[0] for rows in shown), "the answers change nothing"
+
+
+def test_verdicts_on_the_page_are_those_of_the_stored_study(site: Path, browser: Browser) -> None:
+    rows = json.loads((ROOT / "book/data/best_practices.json").read_text(encoding="utf-8"))["rows"]
+    table = pd.DataFrame(rows)
+    expected = {}
+    for rule in BEST_PRACTICES:
+        verdict, effects = judge(rule, table)
+        expected[rule.name] = [rule.advice, verdict, "\n".join(map(str, effects))]
+    address = (site / "book/best_practices.html").as_uri()
+    opened = open_page(browser, address, "book/best_practices")
+    lines = opened.page.locator("table.verdicts tbody tr").all()
+    found = {}
+    for line in lines:
+        name, *others = [cell.inner_text().strip() for cell in line.locator("td").all()]
+        found[name] = others
+        target = line.locator("a").get_attribute("href")
+        assert opened.page.locator(target).count() == 1, f"{name} links to nothing"
+    opened.page.context.close()
+    assert found == expected
 
 
 def test_quizzes_answer_by_keyboard(opened: Opened) -> None:
