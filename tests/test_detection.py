@@ -369,6 +369,12 @@ def test_a_large_object_belongs_to_the_coarse_level() -> None:
     assert found.any() and (POSITIONS[1][found[0]] == 8).all()
 
 
+def test_only_positions_near_the_middle_are_responsible() -> None:
+    _, _, found = targets([[0.0, 0.0, 46.0, 8.0]], [0])
+    # On the coarse level 4, 12 and 20 lie in the box; the first is 19 pixels from its middle.
+    assert POSITIONS[0][found[0]].tolist() == [[12, 4], [20, 4]]
+
+
 def test_of_two_objects_the_smaller_counts_and_padding_never() -> None:
     around, inside = [2.0, 2.0, 14.0, 14.0], [5.0, 5.0, 11.0, 11.0]
     classes, distances, _ = targets([around, inside, inside], [0, 1, -1])

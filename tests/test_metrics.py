@@ -44,6 +44,8 @@ def test_average_precision_counts_an_object_once_and_judges_overlap() -> None:
     scores = average_precision(shifted, boxes, labels)
     assert scores["map50"] == pytest.approx(1)
     assert scores["map"] == pytest.approx(0.4)  # 0.5, 0.55, 0.6 and 0.65 of ten
+    farther = [finding((8, 5, 18, 15, 0.9, 0))]  # 70 / 130
+    assert average_precision(farther, boxes, labels)["map"] == pytest.approx(0.1)
     far = [finding((11, 5, 21, 15, 0.9, 0))]
     assert average_precision(far, boxes, labels)["map50"] == 0
 
