@@ -783,7 +783,7 @@ def test_the_real_exercise_is_checked_in_seconds(tmp_path):
 
 
 def test_a_check_ends_what_does_not_end_by_itself():
-    sleeper = f"2718282.{os.getpid()}"
+    sleeper = f"9{os.getpid()}"
     starts = f"import subprocess; subprocess.Popen(['sleep', '{sleeper}'])"
     lines = checked(
         f"{CHECK}\nwith check('First'):\n    pass",
