@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,28 +30,30 @@ class Run:
 
 
 @contextlib.contextmanager
-def executed(
+def executed_for(
+    key: Key,
     notebook: Any,
     *,
     limits: sandbox.Limits,
     isolation: sandbox.Sandbox,
-    parameters: dict[str, Any],
-    inputs: dict[str, Any],
-    blocked: Sequence[str] = (),
+    warm: bool = True,
 ) -> Iterator[Run]:
-    """Run a notebook; its files are gone when the block ends.
+    """Run a notebook as an answer key says; its files are gone when the block ends.
 
     Args:
+        key: knows the parameters, the hidden inputs and the functions that only raise.
         notebook: what `submission.rebuild` made.
         limits: when to stop it.
         isolation: how to keep it apart.
-        parameters: papermill injects them after the `parameters` cell.
-        inputs: arrays that probes get from `hidden()`.
-        blocked: functions that only raise in this run.
+        warm: begin with the libraries imported, which pays from the third run on.
     """
     import nbformat
     import numpy as np
 
+    exercise = key.exercise
+    parameters = dict(exercise.parameters)
+    if exercise.seed_parameter:
+        parameters[exercise.seed_parameter] = key.seed
     with scratch_folder() as base:
         job, scratch, packages = base / "job", base / "scratch", base / "packages"
         for folder in (job, scratch, packages):
@@ -67,28 +69,12 @@ def executed(
         }
         (job / "job.json").write_text(json.dumps(settings), encoding="utf-8")
         nbformat.write(notebook, job / "notebook.ipynb")
-        np.savez(job / "inputs.npz", **inputs)
-        copies = sandbox.package_copies(blocked, packages)
-        outcome = sandbox.run(job, scratch, copies=copies, limits=limits, sandbox=isolation)
+        np.savez(job / "inputs.npz", **key.inputs)
+        copies = sandbox.package_copies(exercise.blocked, packages)
+        outcome = sandbox.run(
+            job, scratch, copies=copies, limits=limits, sandbox=isolation, warm=warm
+        )
         yield _describe(outcome, notebook, scratch, limits)
-
-
-def executed_for(
-    key: Key, notebook: Any, *, limits: sandbox.Limits, isolation: sandbox.Sandbox
-) -> contextlib.AbstractContextManager[Run]:
-    """Run a notebook with the parameters, inputs and blocked functions of an answer key."""
-    exercise = key.exercise
-    parameters = dict(exercise.parameters)
-    if exercise.seed_parameter:
-        parameters[exercise.seed_parameter] = key.seed
-    return executed(
-        notebook,
-        limits=limits,
-        isolation=isolation,
-        parameters=parameters,
-        inputs=key.inputs,
-        blocked=exercise.blocked,
-    )
 
 
 def _describe(

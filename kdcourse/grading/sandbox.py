@@ -155,6 +155,7 @@ def run(
     copies: dict[Path, Path],
     limits: Limits,
     sandbox: Sandbox,
+    warm: bool = True,
 ) -> Outcome:
     """Run the notebook in `job` and wait until it and everything it started is gone.
 
@@ -164,13 +165,15 @@ def run(
         copies: what `package_copies` returned.
         limits: when to stop it.
         sandbox: "bwrap", or "none" for no isolation at all.
+        warm: begin with the libraries imported, where that can be done.
     """
     (scratch / "work").mkdir()
     if sandbox == "bwrap" and identity():
         for path in (scratch.parent, *scratch.parent.rglob("*")):
             os.chown(path, NOBODY, NOBODY)
     with (scratch.parent / "messages").open("w+b") as messages:
-        begin = _warm if sandbox == "bwrap" and _may_be_warm(copies) else _cold
+        warm = warm and sandbox == "bwrap" and _may_be_warm(copies)
+        begin = _warm if warm else _cold
         try:
             with begin(job, scratch, copies, sandbox, messages) as processes:
                 reason, seconds, peak = _watch(processes, scratch, limits)
