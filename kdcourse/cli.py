@@ -91,13 +91,14 @@ def grade(
 ) -> None:
     """Grade a folder of submissions: STUDENT.ipynb, or one folder per student."""
     from .grading.grade import Settings, grade_all
-    from .grading.gradebook import read_terms
+    from .grading.gradebook import moment, read_terms
     from .grading.sandbox import check_bubblewrap
     from .grading.submission import find_submissions, read_roster, strangers
 
     try:
         if sandbox == Isolation.BWRAP:
             check_bubblewrap()
+        until = moment(deadline) if deadline is not None else None
         made = _open_key(exercise, key, out, sandbox)
         settings = Settings(
             key=made.folder.resolve(),
@@ -110,7 +111,7 @@ def grade(
         terms = read_terms(
             found,
             made.exercise,
-            deadline=deadline,
+            deadline=until,
             per_day=late_per_day,
             cap=late_cap,
             missing_is_blank=missing == Missing.BLANK,

@@ -190,7 +190,9 @@ def test_no_part_is_called_like_a_column_of_the_grades(name, tmp_path):
 
 def test_an_update_needs_the_key_of_the_same_exercise(copied):
     exercise = copied / "exercise"
+    (exercise / "student.ipynb").unlink()
     kdcourse("assign", exercise / "double.md", "--out", exercise, code=2)
+    assert not (exercise / "student.ipynb").exists()  # what is handed out fits the key
     said = kdcourse("assign", MASTER, "--out", copied / "new", "--update", code=2)
     assert "not an answer key" in said
     shutil.copy(exercise / "double.md", copied / "other.md")

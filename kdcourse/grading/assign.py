@@ -35,12 +35,13 @@ def assign(master_path: Path, out: Path, *, isolation: Sandbox, update: bool = F
     import nbformat
 
     master = notebooks.read_source(master_path, explicit_ids=True)
+    key = write_key(master, master_path.stem, out / "key", isolation=isolation, update=update)
     for name, made in {
         "student": notebooks.student_version(master),
         "solution": notebooks.solution_version(master),
     }.items():
         write_atomic(out / f"{name}.ipynb", (nbformat.writes(made) + "\n").encode())
-    return write_key(master, master_path.stem, out / "key", isolation=isolation, update=update)
+    return key
 
 
 def write_key(

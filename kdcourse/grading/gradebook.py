@@ -161,7 +161,7 @@ def read_terms(
     submissions: Sequence[Submission],
     exercise: Exercise,
     *,
-    deadline: str | None = None,
+    deadline: datetime | None = None,
     per_day: float = Terms.per_day,
     cap: float = Terms.cap,
     missing_is_blank: bool = False,
@@ -173,7 +173,7 @@ def read_terms(
     Args:
         submissions: all students, with or without a file.
         exercise: knows its parts.
-        deadline: as `moment` reads it; without `times`, the files' own times count.
+        deadline: without `times`, the files' own times count.
         per_day: see `Terms`.
         cap: see `Terms`.
         missing_is_blank: see `Terms`.
@@ -183,12 +183,11 @@ def read_terms(
     Raises:
         ValueError: for anything that does not fit; nothing has happened then.
     """
-    until = moment(deadline) if deadline is not None else None
     handed: Mapping[str, Handed] = {}
     if times is not None:
-        handed = read_times(times, submissions, until)
-    elif until is not None:
-        handed = file_times(submissions, until)
+        handed = read_times(times, submissions, deadline)
+    elif deadline is not None:
+        handed = file_times(submissions, deadline)
     students = [item.student for item in submissions]
     by_hand = read_manual(manual, students, exercise) if manual is not None else {}
     return Terms(per_day, cap, missing_is_blank, handed, by_hand)
