@@ -3,8 +3,10 @@
 import os
 import sys
 
-from ipykernel.iostream import OutStream
-from ipykernel.kernelapp import IPKernelApp
+sys.modules["debugpy"] = None  # type: ignore[assignment] # nobody debugs here, and it is slow to load
+
+from ipykernel.iostream import OutStream  # noqa: E402
+from ipykernel.kernelapp import IPKernelApp  # noqa: E402
 
 LIMIT = 1_000_000
 

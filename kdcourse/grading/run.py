@@ -5,6 +5,7 @@ here shares the sandbox with the submission: the grader believes nothing of it b
 shows in the feedback.
 """
 
+import asyncio
 import contextlib
 import ctypes
 import json
@@ -32,12 +33,6 @@ class ForkedProcess:
             if pid:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
-
-    def wait(self) -> int:
-        """Its exit code, when it has ended."""
-        while (code := self.poll()) is None:
-            time.sleep(0.01)
-        return code
 
     def send_signal(self, number: int) -> None:
         """Pass a signal on."""
@@ -92,6 +87,13 @@ def run(job: Path, scratch: Path) -> None:
             os.write(waiting, self.parent.connection_file.encode())
             os.close(waiting)
             return self.connection_info
+
+        async def wait(self) -> int | None:  # the original looks ten times a second
+            while self.process is not None and self.process.poll() is None:
+                await asyncio.sleep(0.005)
+            code = None if self.process is None else self.process.returncode
+            self.process = None
+            return code
 
     class Manager(AsyncKernelManager):
         """Our kernel over sockets in the file system: there is no network here."""
