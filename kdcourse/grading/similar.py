@@ -138,7 +138,7 @@ def print_pairs(pairs: Sequence[Pair], submissions: int, threshold: float) -> No
 
     console = Console()
     if pairs:
-        table = Table("first", "second", "similarity", "fingerprints shared")
+        table = Table("first", "second", "similarity", "shared")
         for pair in pairs[:MOST_SHOWN]:
             share = f"{100 * pair.similarity:.0f} %"
             table.add_row(escape(pair.first), escape(pair.second), share, str(pair.shared))
