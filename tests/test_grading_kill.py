@@ -10,7 +10,7 @@ from collections import Counter
 
 import psutil
 import pytest
-from classroom import MASTER, RIGHT_DOUBLE, kdcourse, rows
+from classroom import MASTER, RIGHT_DOUBLE, kdcourse
 
 from kdcourse.grading import files
 
@@ -44,16 +44,17 @@ grade_all(folder, out, Settings(key, 20, 700, 'bwrap'), progress=measure)
 
 @pytest.fixture(scope="module")
 def submissions(student, tmp_path_factory):
-    """Eight students."""
+    """Six students."""
     folder = tmp_path_factory.mktemp("submissions")
-    for number in range(2):
-        for name, made in {
-            "right": student().solved(),
-            "half": student().answer(double=RIGHT_DOUBLE),
-            "raises": student().solved().add("1 / 0"),
-        }.items():
-            (folder / f"{name}{number}.ipynb").write_text(json.dumps(made.notebook))
-        (folder / f"broken{number}.ipynb").write_text("{")
+    for name, made in {
+        "half": student().answer(double=RIGHT_DOUBLE),
+        "raises": student().solved().add("1 / 0"),
+        "right-1": student().solved(),
+        "right-2": student().solved(),
+    }.items():
+        (folder / f"{name}.ipynb").write_text(json.dumps(made.notebook))
+    for name in ("empty", "nothing"):
+        (folder / f"{name}.ipynb").write_text("")
     return folder
 
 
@@ -92,7 +93,7 @@ def test_a_grader_that_dies_while_it_writes_leaves_nothing_torn(
     assigned, submissions, uninterrupted, tmp_path
 ):
     out = tmp_path / "out"
-    moments = iter([1, 2, 3, 4, 9, 10**6])
+    moments = iter([1, 2, 4, 7, 10**6])
     finished = {}
     for moment in moments:
         command = [
@@ -121,7 +122,7 @@ def test_a_grader_killed_in_the_middle_leaves_no_process_and_goes_on(
     scratch.mkdir()
     arguments = [*map(str, call(assigned, submissions, out, "--jobs", 2))]
     environment = {**os.environ, "TMPDIR": str(scratch)}
-    for enough in (1, 4, 6):
+    for enough in (1, 4):
         grader = subprocess.Popen(
             [sys.executable, "-m", "kdcourse.cli", *arguments],
             stdout=subprocess.DEVNULL,
@@ -185,7 +186,7 @@ def test_a_killed_dask_worker_loses_nothing_and_nothing_is_graded_twice(
             stderr=subprocess.PIPE,
             text=True,
         )
-        while len(list((out / "results").glob("*.json"))) < 4:
+        while len(list((out / "results").glob("*.json"))) < 3:
             assert grader.poll() is None
             time.sleep(0.01)
         saved = {path: path.stat().st_mtime_ns for path in (out / "results").glob("*.json")}
@@ -197,12 +198,11 @@ def test_a_killed_dask_worker_loses_nothing_and_nothing_is_graded_twice(
             for story in cluster.scheduler.transition_log
             if story[1:3] == ("processing", "memory")
         )
-    assert len(finished) == 8
-    assert sum(finished.values()) <= 8 + 1  # what was done but not fetched from the dead worker
+    assert len(finished) == 6
+    assert sum(finished.values()) <= 6 + 1  # what was done but not fetched from the dead worker
     for path, when in saved.items():
         assert path.stat().st_mtime_ns == when
     same(out, uninterrupted)
-    assert len(rows(out)) == 8
 
 
 def test_memory_stays_flat(assigned, student, tmp_path):
