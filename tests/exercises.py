@@ -1,21 +1,18 @@
 """What the tests of the exercises share: a class of right, unchanged and wrong submissions."""
 
-import csv
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nbformat
+from classroom import kdcourse, rows
 
 Edits = Sequence[tuple[str, str]]
 
 
-def kdcourse(*arguments):
+def run(*arguments):
     """Run the command line, which must succeed."""
-    command = [sys.executable, "-m", "kdcourse.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = kdcourse(*arguments)
     assert done.returncode == 0, done.stderr
 
 
@@ -33,7 +30,7 @@ def graded_class(exercise: str, slips: Mapping[str, tuple[Edits, set[str]]], fol
     """
     assert shutil.which("bwrap"), "these tests need bubblewrap: apt install bubblewrap"
     assigned, submissions = folder / "assigned", folder / "submissions"
-    kdcourse("assign", exercise, "--out", assigned)
+    run("assign", exercise, "--out", assigned)
     submissions.mkdir()
     shutil.copy(assigned / "solution.ipynb", submissions / "right.ipynb")
     shutil.copy(assigned / "student.ipynb", submissions / "unchanged.ipynb")
@@ -46,9 +43,8 @@ def graded_class(exercise: str, slips: Mapping[str, tuple[Edits, set[str]]], fol
                 cell.source = cell.source.replace(old, new)
         nbformat.write(notebook, submissions / f"{name}.ipynb")
     out, key = folder / "graded", assigned / "key"
-    kdcourse("grade", exercise, submissions, "--out", out, "--key", key, "--jobs", 2)
-    with (out / "grades.csv").open(newline="") as file:
-        return {row["student"]: row for row in csv.DictReader(file)}
+    run("grade", exercise, submissions, "--out", out, "--key", key, "--jobs", 2)
+    return rows(out)
 
 
 def lost(row: Mapping[str, str], parts: Mapping[str, float]) -> set[str]:
