@@ -20,6 +20,7 @@ from ._checks import (
     check_floating,
     check_labels,
     check_mask,
+    check_pair,
     check_same_batch,
     check_same_shape,
     check_temperature,
@@ -341,7 +342,14 @@ def sentence_embedding(hidden: Tensor, *, mask: Tensor) -> Tensor:
 
 def _real_tokens(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """The states of the real tokens, `[N, D]` with a mask, else unchanged."""
-    student, teacher = check_same_shape(student, teacher, min_dims=2)
+    student, teacher = check_pair(student, teacher)
+    require(
+        student.shape[:-1] != teacher.shape[:-1] or student.shape == teacher.shape,
+        "student and teacher must have the same width, got "
+        f"{shape(student)} and {shape(teacher)}: a HiddenStateProjector brings the student to the "
+        "teacher's",
+    )
+    check_same_shape(student, teacher, min_dims=2)
     if mask is None:
         return student, teacher
     check_mask(mask, student.shape[:-1])
