@@ -844,4 +844,4 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15
     """
     confidence, accuracy, examples = reliability(logits, labels, bins=bins)
     gap = (accuracy - confidence).abs().nan_to_num()
-    return (examples / examples.sum() * gap).sum().item()
+    return ((examples * gap).sum() / examples.sum()).item()
