@@ -642,7 +642,8 @@ def test_the_ensemble_averages_the_generations_probabilities() -> None:
 
 
 def test_calibration_by_hand() -> None:
-    p = torch.tensor([[0.95, 0.05], [0.95, 0.05], [0.55, 0.45], [0.3, 0.7], [0.22, 0.78]]).double()
+    first = torch.tensor([0.95, 0.95, 0.55, 0.3, 0.22], dtype=torch.float64)
+    p = torch.stack([first, 1 - first], dim=1)
     labels = torch.tensor([0, 1, 0, 1, 1])
     confidence, accuracy, examples = reliability(p.log(), labels, bins=5)
     assert examples.tolist() == [0, 0, 1, 2, 2]
