@@ -269,10 +269,7 @@ class _Store:
         self, path: str | os.PathLike | None, configurations: Mapping[str, Mapping[str, Any]]
     ) -> None:
         self.path = None if path is None else Path(path)
-        self.settings = {
-            name: json.loads(json.dumps(dict(settings), default=_described))
-            for name, settings in configurations.items()
-        }
+        self.settings = _settings(configurations)
 
     def read(self) -> dict[tuple[str, int], list[Row]]:
         finished: dict[tuple[str, int], list[Row]] = {}
@@ -296,6 +293,13 @@ class _Store:
         with self.path.open("a", encoding="utf-8") as file:
             # A torn last line has no line end: start a new one.
             file.write("\n" + json.dumps(entry) + "\n")
+
+
+def _settings(configurations: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The configurations as plain JSON, to be stored and compared."""
+    return json.loads(
+        json.dumps({k: dict(v) for k, v in configurations.items()}, default=_described)
+    )
 
 
 def _described(value: Any) -> str:
@@ -333,11 +337,12 @@ def study(
             an interrupted study goes on where it stopped.
 
     Returns:
-        The table of `run`, numbers rounded to four places, and `about`: date, versions, hardware
-        and seconds.
+        The table of `run`, numbers rounded to four places, and `about`: date, versions, hardware,
+        and the seconds since the study was last begun or taken up again.
 
     Raises:
-        ValueError: when there is no file, or it holds other configurations than these.
+        ValueError: when there is no file, or it holds other configurations than these, or the same
+            with other settings.
     """
     import pandas as pd
 
@@ -354,6 +359,7 @@ def study(
             },
             "hardware": f"{platform.machine()}, {os.cpu_count()} cores, one thread a run",
             "seconds": round(time.perf_counter() - start),
+            "settings": _settings(configurations),
         }
         rows = table.round(4).to_dict("records")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -365,11 +371,13 @@ def study(
     require(path.exists(), f"no study in {path}: run it once with repeat=True")
     about = json.loads(path.read_text(encoding="utf-8"))
     table = pd.DataFrame(about.pop("rows"))
-    stored, asked = set(table["configuration"]), set(configurations)
+    stored, asked = about.pop("settings"), _settings(configurations)
+    other = [name for name in asked if name in stored and stored[name] != asked[name]]
     require(
         stored == asked,
-        f"{path} must hold the configurations asked for; it lacks {sorted(asked - stored)} and has "
-        f"{sorted(stored - asked)} beside them: run it again with repeat=True",
+        f"{path} must hold the configurations asked for; it lacks "
+        f"{sorted(asked.keys() - stored.keys())}, has {sorted(stored.keys() - asked.keys())} "
+        f"beside them, and has other settings of {other}: run it again with repeat=True",
     )
     return Study(table, about)
 

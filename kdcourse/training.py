@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, SequentialSampler, TensorDataset
 
 from ._checks import require
 from .metrics import accuracy
@@ -266,7 +266,7 @@ def fit(
     require(epochs >= 0, f"epochs must be at least 0, got {epochs}")
     _check_all_held(objective, optimizer)
     if accelerator is not None:
-        _check_can_be_shared_out(loader)
+        _check_can_be_shared_out(loader, accelerator)
     state = _RunState(
         objective, optimizer, scheduler, getattr(loader, "generator", None), accelerator
     )
@@ -361,16 +361,21 @@ def _check_all_held(objective: nn.Module, optimizer: torch.optim.Optimizer) -> N
     )
 
 
-def _check_can_be_shared_out(loader: Iterable) -> None:
+def _check_can_be_shared_out(loader: Iterable, accelerator: "Accelerator") -> None:
     if not isinstance(loader, DataLoader):
         raise ValueError(
             "with an accelerator the loader must be a torch.utils.data.DataLoader, got "
             f"{type(loader).__name__}"
         )
     require(
-        loader.generator is not None or not isinstance(loader.sampler, RandomSampler),
+        loader.generator is not None or isinstance(loader.sampler, SequentialSampler),
         "with an accelerator a loader that shuffles must have a generator, so that all processes "
         "go through the data in the same order: DataLoader(..., generator=torch.Generator())",
+    )
+    steps = accelerator.gradient_accumulation_steps
+    require(
+        steps == 1,
+        f"fit steps after every batch: gradient_accumulation_steps must be 1, got {steps}",
     )
 
 

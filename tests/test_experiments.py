@@ -146,8 +146,10 @@ class TestStudy:
         with pytest.raises(ValueError, match=r"no study in .*widths.json: run it once"):
             study(file, draw, SETTINGS)
         study(file, draw, {"small": {"width": 2}}, 1, repeat=True, jobs=1)
-        with pytest.raises(ValueError, match=r"lacks \['large'\] and has \[\] beside them"):
+        with pytest.raises(ValueError, match=r"lacks \['large'\], has \[\] beside them"):
             study(file, draw, SETTINGS)
+        with pytest.raises(ValueError, match=r"has other settings of \['small'\]"):
+            study(file, draw, {"small": {"width": 3}})
 
 
 class TestConfirm:

@@ -470,6 +470,17 @@ class TestSeveralProcesses:
                     SupervisedObjective(model), loader, optimizer, epochs=1, accelerator=accelerator
                 )
 
+    def test_gradients_are_not_accumulated(self) -> None:
+        model = network(0)
+        with pytest.raises(ValueError, match="gradient_accumulation_steps must be 1, got 4"):
+            fit(
+                SupervisedObjective(model),
+                DataLoader(toy_data()),
+                torch.optim.SGD(model.parameters(), lr=0.1),
+                epochs=1,
+                accelerator=several_processes.Accelerator(cpu=True, gradient_accumulation_steps=4),
+            )
+
 
 def run_python(*arguments: object, cwd: Path) -> str:
     """What a Python process prints; its errors become this test's."""
