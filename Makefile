@@ -23,7 +23,7 @@ test: .venv/.installed-dev ## Check everything: style, types, tests, notebooks, 
 	@$(MAKE) --no-print-directory lint unit-tests book notebook-tests site-tests
 
 unit-tests: .venv/.installed-dev ## Only the tests of the package and the grader, and the doctests
-	$(PYTEST) -n 2 --ignore tests/test_site.py
+	$(PYTEST) -n 2 --dist loadfile --ignore tests/test_site.py
 
 notebook-tests: .venv/.installed-dev ## Only the notebooks, each run from top to bottom
 	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
