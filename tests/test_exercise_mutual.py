@@ -21,7 +21,10 @@ REVERSED = ("(peer.exp() * (peer - student))", "(student.exp() * (student - peer
 NO_DETACH = ("logits.detach() / temperature", "logits / temperature")
 FACTOR = ("value + temperature**2 * divergence / len(peers)", "value + divergence / len(peers)")
 SUM = ("temperature**2 * divergence / len(peers)", "temperature**2 * divergence")
-MEAN_OF_LOGITS = ("for logits in peers:", "for logits in [sum(peers) / len(peers)] if peers else []:")
+MEAN_OF_LOGITS = (
+    "for logits in peers:",
+    "for logits in [sum(peers) / len(peers)] if peers else []:",
+)
 MEAN_OF_PROBABILITIES = (
     "for logits in peers:",
     "softened = [(logits / temperature).softmax(dim=1) for logits in peers]\n"
