@@ -37,6 +37,7 @@ _ROOMS = {
         "pkd_loss",
         "supervised_detection_loss",
     ],
+    "best_practices": ["BEST_PRACTICES"],
     "features": [
         "FeatureDistillation",
         "FeatureExtractingModel",
