@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from classroom import MASTER, Student, kdcourse
 
+pytest.register_assert_rewrite("exercises")
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nbformat
+import pytest
 from classroom import kdcourse, rows
 
 Edits = Sequence[tuple[str, str]]
+Slips = Mapping[str, tuple[Edits, set[str]]]
 
 
 def run(*arguments):
@@ -16,7 +18,7 @@ def run(*arguments):
     assert done.returncode == 0, done.stderr
 
 
-def graded_class(exercise: str, slips: Mapping[str, tuple[Edits, set[str]]], folder: Path):
+def graded_class(exercise: str, slips: Slips, folder: Path):
     """Assign an exercise and grade a class: each student's row of the grades, by name.
 
     Args:
@@ -47,15 +49,37 @@ def graded_class(exercise: str, slips: Mapping[str, tuple[Edits, set[str]]], fol
     return rows(out)
 
 
-def lost(row: Mapping[str, str], parts: Mapping[str, float]) -> set[str]:
-    """The parts of which a student did not get every point."""
-    return {part for part, points in parts.items() if float(row[part]) < points}
+def tests_of(exercise: str, parts: Mapping[str, float], slips: Slips):
+    """The fixture and the two tests that every exercise has.
 
+    Args:
+        exercise: its name.
+        parts: the points of each part.
+        slips: as for `graded_class`.
 
-def assert_full_and_nothing(table: Mapping[str, Mapping[str, str]], parts: Mapping[str, float]):
-    """The master earns every point of every part, an untouched notebook none."""
-    right, unchanged = table["right"], table["unchanged"]
-    assert {part: float(right[part]) for part in parts} == dict(parts)
-    assert float(right["score"]) == float(right["max_score"]) == sum(parts.values())
-    assert unchanged["score"] == "0"
-    assert right["status"] == unchanged["status"] == "graded"
+    Returns:
+        The graded class by student, a test of master and unchanged notebook, and one of the slips.
+    """
+
+    @pytest.fixture(scope="module")
+    def table(tmp_path_factory):
+        return graded_class(exercise, slips, tmp_path_factory.mktemp(exercise))
+
+    def test_the_master_earns_everything_and_an_untouched_notebook_nothing(table):
+        right, unchanged = table["right"], table["unchanged"]
+        assert {part: float(right[part]) for part in parts} == dict(parts)
+        assert float(right["score"]) == float(right["max_score"]) == sum(parts.values())
+        assert unchanged["score"] == "0"
+        assert right["status"] == unchanged["status"] == "graded"
+
+    @pytest.mark.parametrize("name", slips)
+    def test_a_slip_costs_the_parts_concerned_and_only_these(table, name):
+        row = table[name]
+        assert row["status"] == "graded"
+        assert {part for part in parts if float(row[part]) < parts[part]} == slips[name][1]
+
+    return (
+        table,
+        test_the_master_earns_everything_and_an_untouched_notebook_nothing,
+        test_a_slip_costs_the_parts_concerned_and_only_these,
+    )

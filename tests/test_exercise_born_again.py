@@ -1,7 +1,6 @@
 """The exercise on born-again networks, graded: each slip costs its own parts only."""
 
-import pytest
-from exercises import assert_full_and_nothing, graded_class, lost
+from exercises import tests_of
 
 PARTS = {
     "frozen": 2,
@@ -57,18 +56,8 @@ SLIPS = {
     "package": ([PACKAGE], set(PARTS) - {"frozen", "first", "before"}),
 }
 
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """The graded class, by student."""
-    return graded_class("born_again", SLIPS, tmp_path_factory.mktemp("born_again"))
-
-
-def test_the_master_earns_everything_and_an_untouched_notebook_nothing(table):
-    assert_full_and_nothing(table, PARTS)
-
-
-@pytest.mark.parametrize("name", SLIPS)
-def test_a_slip_costs_the_parts_concerned_and_only_these(table, name):
-    assert table[name]["status"] == "graded"
-    assert lost(table[name], PARTS) == SLIPS[name][1]
+(
+    table,
+    test_the_master_earns_everything_and_an_untouched_notebook_nothing,
+    test_a_slip_costs_the_parts_concerned_and_only_these,
+) = tests_of("born_again", PARTS, SLIPS)

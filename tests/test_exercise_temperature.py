@@ -1,7 +1,6 @@
 """The real exercise, graded: full score for the master, and each slip costs its own part only."""
 
-import pytest
-from exercises import assert_full_and_nothing, graded_class, lost
+from exercises import tests_of
 
 PARTS = {
     "divergence": 5,
@@ -36,18 +35,8 @@ SLIPS = {
     "package": ([PACKAGE], {"divergence", "scale", "gradients"}),
 }
 
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """The graded class, by student."""
-    return graded_class("temperature", SLIPS, tmp_path_factory.mktemp("temperature"))
-
-
-def test_the_master_earns_everything_and_an_untouched_notebook_nothing(table):
-    assert_full_and_nothing(table, PARTS)
-
-
-@pytest.mark.parametrize("name", SLIPS)
-def test_a_slip_costs_the_parts_concerned_and_only_these(table, name):
-    assert table[name]["status"] == "graded"
-    assert lost(table[name], PARTS) == SLIPS[name][1]
+(
+    table,
+    test_the_master_earns_everything_and_an_untouched_notebook_nothing,
+    test_a_slip_costs_the_parts_concerned_and_only_these,
+) = tests_of("temperature", PARTS, SLIPS)
