@@ -49,7 +49,7 @@ def graded_class(exercise: str, slips: Slips, folder: Path):
     return rows(out)
 
 
-def tests_of(exercise: str, parts: Mapping[str, float], slips: Slips):
+def exercise_tests(exercise: str, parts: Mapping[str, float], slips: Slips):
     """The fixture and the two tests that every exercise has.
 
     Args:

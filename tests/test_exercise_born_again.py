@@ -1,6 +1,6 @@
 """The exercise on born-again networks, graded: each slip costs its own parts only."""
 
-from exercises import tests_of
+from exercises import exercise_tests
 
 PARTS = {
     "frozen": 2,
@@ -60,4 +60,4 @@ SLIPS = {
     table,
     test_the_master_earns_everything_and_an_untouched_notebook_nothing,
     test_a_slip_costs_the_parts_concerned_and_only_these,
-) = tests_of("born_again", PARTS, SLIPS)
+) = exercise_tests("born_again", PARTS, SLIPS)

@@ -1,6 +1,6 @@
 """The exercise on combined losses, graded: each slip costs its own parts only."""
 
-from exercises import tests_of
+from exercises import exercise_tests
 
 PARTS = {
     "where": 2,
@@ -67,4 +67,4 @@ SLIPS = {
     table,
     test_the_master_earns_everything_and_an_untouched_notebook_nothing,
     test_a_slip_costs_the_parts_concerned_and_only_these,
-) = tests_of("combined", PARTS, SLIPS)
+) = exercise_tests("combined", PARTS, SLIPS)

@@ -1,6 +1,6 @@
 """The exercise on a peer that is worse, graded: each slip costs its own parts only."""
 
-from exercises import tests_of
+from exercises import exercise_tests
 
 PARTS = {
     "value": 2,
@@ -88,4 +88,4 @@ SLIPS = {
     table,
     test_the_master_earns_everything_and_an_untouched_notebook_nothing,
     test_a_slip_costs_the_parts_concerned_and_only_these,
-) = tests_of("mutual", PARTS, SLIPS)
+) = exercise_tests("mutual", PARTS, SLIPS)

@@ -1,6 +1,6 @@
 """The real exercise, graded: full score for the master, and each slip costs its own part only."""
 
-from exercises import tests_of
+from exercises import exercise_tests
 
 PARTS = {
     "divergence": 5,
@@ -39,4 +39,4 @@ SLIPS = {
     table,
     test_the_master_earns_everything_and_an_untouched_notebook_nothing,
     test_a_slip_costs_the_parts_concerned_and_only_these,
-) = tests_of("temperature", PARTS, SLIPS)
+) = exercise_tests("temperature", PARTS, SLIPS)
