@@ -33,6 +33,7 @@ _ROOMS = {
         "detect",
         "detection_box_loss",
         "detection_classification_loss",
+        "evaluate_detector",
         "importance_map",
         "pkd_loss",
         "supervised_detection_loss",

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from ._checks import (
     check_count,
@@ -26,6 +27,7 @@ from ._checks import (
     shape,
     widen,
 )
+from .metrics import average_precision
 
 Levels = Mapping[str, Tensor]
 
@@ -639,6 +641,28 @@ def detect(
                 kept.append(i)
         found.append(Detections(box[kept], best[kept], label[kept]))
     return found
+
+
+def evaluate_detector(model: nn.Module, dataset: Dataset) -> dict[str, float]:
+    """Mean average precision over a data set, in eval mode; see `kdcourse.metrics`.
+
+    Args:
+        model: maps images to a `DetectorOutput`; left in the mode it came in.
+        dataset: of `(image, boxes, labels)`, as a part of `kdcourse.data.SceneData`.
+
+    Returns:
+        `map50` and `map`, both in [0, 1].
+    """
+    training = model.training
+    model.eval()
+    found, boxes, labels = [], [], []
+    with torch.no_grad():
+        for images, image_boxes, image_labels in DataLoader(dataset, batch_size=256):
+            found += detect(model(images))
+            boxes.append(image_boxes)
+            labels.append(image_labels)
+    model.train(training)
+    return average_precision(found, torch.cat(boxes), torch.cat(labels))
 
 
 def _by_position(maps: Levels, levels: Sequence[str]) -> Tensor:

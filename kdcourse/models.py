@@ -383,7 +383,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def new_teacher(name: str) -> nn.Module:
-    """The untrained network of a shipped teacher: "digits", "textured_shapes" or "glyphs"."""
+    """The untrained network of a shipped teacher, see `load_teacher`."""
     match name:
         case "digits":
             return MLP(64, [256, 256], 10)
@@ -391,8 +391,11 @@ def new_teacher(name: str) -> nn.Module:
             return large_convnet(20)
         case "glyphs":
             return large_convnet(26)
+        case "digit_scenes":
+            return Detector([24, 48, 96], 10, pyramid_width=48, depth=2)
     raise ValueError(
-        f"name must be 'digits', 'textured_shapes' or 'glyphs', as the data set, got {name!r}"
+        "name must be 'digits', 'textured_shapes', 'glyphs' or 'digit_scenes', as the data set, "
+        f"got {name!r}"
     )
 
 
@@ -403,7 +406,7 @@ def load_teacher(name: str) -> nn.Module:
     seed; `recipe(name)` says how.
 
     Args:
-        name: "digits", "textured_shapes" or "glyphs".
+        name: "digits", "textured_shapes", "glyphs" or "digit_scenes", the last a `Detector`.
 
     Raises:
         ValueError: for another name, or if the file is not the one that was shipped.
@@ -427,7 +430,7 @@ def load_teacher(name: str) -> nn.Module:
 
 
 def recipe(name: str) -> dict[str, Any]:
-    """How a shipped teacher was trained, its test accuracy in [0, 1], and its file's SHA-256."""
+    """How a shipped teacher was trained, how good it is, in [0, 1], and its file's SHA-256."""
     return json.loads((WEIGHTS / "teachers.json").read_text(encoding="utf-8"))[name]
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from measures import draw, gradients, property_test, seeds
 from reference_values import assert_matches, load
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from kdcourse.data import digit_scenes
 from kdcourse.detection import (
@@ -23,6 +24,7 @@ from kdcourse.detection import (
     detection_classification_loss,
     detection_targets,
     detector_positions,
+    evaluate_detector,
     importance_map,
     pkd_loss,
     supervised_detection_loss,
@@ -451,6 +453,24 @@ def test_what_a_perfect_detector_says_is_found_once_each() -> None:
         "map50": pytest.approx(1),
         "map": pytest.approx(1),
     }
+
+
+def test_a_detector_is_judged_in_eval_mode_and_handed_back_as_it_came() -> None:
+    boxes = torch.tensor([[[3.0, 5.0, 13.0, 15.0]], [[8.0, 8, 20, 20]]])
+    labels = torch.tensor([[2], [1]])
+
+    class FindsOneOfTwo(nn.Module):
+        def forward(self, images: Tensor) -> DetectorOutput:
+            assert not self.training and not torch.is_grad_enabled()
+            assert images.tolist() == [[0.0], [1.0]]
+            return perfect(boxes, torch.tensor([[2], [-1]]))
+
+    model = FindsOneOfTwo()
+    scenes = TensorDataset(torch.tensor([[0.0], [1.0]]), boxes, labels)
+    assert evaluate_detector(model, scenes)["map50"] == pytest.approx(0.5)
+    assert model.training
+    evaluate_detector(model.eval(), scenes)
+    assert not model.training
 
 
 def test_suppression_keeps_the_surer_of_one_class_and_both_of_two() -> None:

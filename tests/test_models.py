@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kdcourse import data, models
+from kdcourse.detection import evaluate_detector
 from kdcourse.language import initialize_from_layers
 from kdcourse.models import (
     MLP,
@@ -33,7 +34,8 @@ from kdcourse.models import (
 from kdcourse.training import evaluate
 from kdcourse.weights import __main__ as weights
 
-TEACHERS = ["digits", "textured_shapes", "glyphs"]
+CLASSIFIERS = ["digits", "textured_shapes", "glyphs"]
+TEACHERS = [*CLASSIFIERS, "digit_scenes"]
 
 
 def kinds(model: nn.Module) -> list[str]:
@@ -333,7 +335,7 @@ def test_minilm_is_downloaded_only_when_allowed_and_checked_then(
 # Shipped teachers
 
 
-@pytest.mark.parametrize("name", TEACHERS)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_shipped_teacher_is_as_good_as_its_recipe_says(name: str) -> None:
     teacher = load_teacher(name)
     assert not any(module.training for module in teacher.modules())
@@ -341,6 +343,14 @@ def test_a_shipped_teacher_is_as_good_as_its_recipe_says(name: str) -> None:
     for part in ("validation", "test"):
         found = evaluate(teacher, getattr(getattr(data, name)(), part))["accuracy"]
         assert found == pytest.approx(recipe(name)[f"{part}_accuracy"], abs=0.01)
+
+
+def test_the_shipped_detector_is_as_good_as_its_recipe_says() -> None:
+    teacher = load_teacher("digit_scenes")
+    assert not any(module.training for module in teacher.modules())
+    for part in ("validation", "test"):
+        found = evaluate_detector(teacher, getattr(data.digit_scenes(), part))["map50"]
+        assert found == pytest.approx(recipe("digit_scenes")[f"{part}_map50"], abs=0.01)
 
 
 @pytest.mark.parametrize("name", TEACHERS)
@@ -353,7 +363,8 @@ def test_shipped_files_are_small_and_have_the_recorded_hash(name: str) -> None:
 @pytest.mark.parametrize("name", TEACHERS)
 def test_recipes_are_complete_and_those_of_the_build(name: str) -> None:
     report = recipe(name)
-    assert {"data", "optimizer", "torch", "test_accuracy", "validation_accuracy"} <= set(report)
+    measure = "accuracy" if name in CLASSIFIERS else "map50"
+    assert {"data", "optimizer", "torch", f"test_{measure}", f"validation_{measure}"} <= set(report)
     assert report["parameters"] == count_parameters(new_teacher(name))
     for setting, value in weights.SETTINGS[name].items():
         assert report[setting] == value, setting

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save
 
 from kdcourse import data
+from kdcourse.detection import DetectionObjective, evaluate_detector
 from kdcourse.experiments import train
 from kdcourse.models import WEIGHTS, count_parameters, new_teacher
 from kdcourse.training import SupervisedObjective, evaluate
@@ -22,6 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"seed": 0, "epochs": 30, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.3},
     "textured_shapes": {"seed": 0, "epochs": 10, "batch_size": 64, "lr": 1e-2, "weight_decay": 0.3},
     "glyphs": {"seed": 0, "epochs": 10, "batch_size": 64, "lr": 1e-2, "weight_decay": 0.3},
+    "digit_scenes": {"seed": 0, "epochs": 30, "batch_size": 32, "lr": 5e-3, "weight_decay": 0.3},
 }
 
 
@@ -31,16 +33,19 @@ def train_teacher(name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     settings = SETTINGS[name]
     torch.manual_seed(settings["seed"])
     model = new_teacher(name)
-    train(SupervisedObjective(model), images.train, **settings)
+    detects = isinstance(images, data.SceneData)
+    objective = DetectionObjective(student=model) if detects else SupervisedObjective(model)
+    train(objective, images.train, **settings)
     report = {
         "data": f"all {len(images.train)} training images of kdcourse.data.{name}()",
         "optimizer": "AdamW, one-cycle learning rate (kdcourse.experiments.train)",
         **settings,
         "parameters": count_parameters(model),
-        "validation_accuracy": round(evaluate(model, images.validation)["accuracy"], 4),
-        "test_accuracy": round(evaluate(model, images.test)["accuracy"], 4),
         "torch": torch.__version__.split("+")[0],
     }
+    measure, judge = ("map50", evaluate_detector) if detects else ("accuracy", evaluate)
+    for part in ("validation", "test"):
+        report[f"{part}_{measure}"] = round(judge(model, getattr(images, part))[measure], 4)
     return model, report
 
 
@@ -62,4 +67,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for teacher in sys.argv[1:] or SETTINGS:
         report = build(teacher)
-        print(f"{teacher}: {100 * report['test_accuracy']:.1f} % of the test images right")
+        print(teacher, {name: value for name, value in report.items() if "test" in name})
