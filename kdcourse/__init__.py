@@ -27,6 +27,7 @@ _ROOMS = {
         "train_chain",
     ],
     "detection": [
+        "CachedDetector",
         "DetectionDistillation",
         "DetectionObjective",
         "FPNImitation",

@@ -584,6 +584,37 @@ class DetectionObjective(nn.Module):
         return terms
 
 
+class CachedDetector(nn.Module):
+    """A detector's answers to known images, worked out once and found again image by image.
+
+    For a frozen teacher whose images are never augmented: a student then trains almost as fast
+    with it as without.
+
+    Args:
+        detector: maps images to a `DetectorOutput`; asked once, in eval mode.
+        images: all that will be asked for, `[N, ...]`.
+
+    Called with any of these images, in any order and number; returns a `DetectorOutput`. An unknown
+    image raises `KeyError`.
+    """
+
+    def __init__(self, detector: nn.Module, images: Tensor) -> None:
+        super().__init__()
+        training = detector.training
+        with torch.no_grad():
+            self.output: DetectorOutput = detector.eval()(images)
+        detector.train(training)
+        self.rows = {image.numpy().tobytes(): row for row, image in enumerate(images)}
+
+    def forward(self, images: Tensor) -> DetectorOutput:
+        """The answers to these images."""
+        rows = torch.tensor([self.rows[image.numpy().tobytes()] for image in images])
+        classes, boxes, features = (
+            {level: values[rows] for level, values in maps.items()} for maps in self.output[:3]
+        )
+        return DetectorOutput(classes, boxes, features, self.output.strides)
+
+
 def box_iou(first: Tensor, second: Tensor) -> Tensor:
     """Intersection over union of every box in `first [N, 4]` with every one in `second [M, 4]`.
 

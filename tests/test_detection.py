@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 
 from kdcourse.data import digit_scenes
 from kdcourse.detection import (
+    CachedDetector,
     DetectionDistillation,
     DetectionObjective,
     DetectorOutput,
@@ -535,6 +536,24 @@ def test_a_detector_learns_to_find_digits_and_a_student_follows_its_teacher() ->
         assert history[term].iloc[-1] < history[term].iloc[0], term
     assert all(p.grad is not None for p in student.parameters())
     assert all(torch.equal(before[name], x) for name, x in teacher.state_dict().items())
+
+
+def test_cached_answers_belong_to_their_images() -> None:
+    torch.manual_seed(0)
+    detector = Detector([4, 6], 3, pyramid_width=5, levels=(1, 2))
+    images = torch.rand(5, 1, 8, 8)
+    cached = CachedDetector(detector, images)
+    assert detector.training and not list(cached.parameters())
+    asked = images[[3, 0, 3]]
+    expected, found = detector.eval()(asked), cached(asked)
+    assert found.strides == expected.strides
+    for own, right in zip(found[:3], expected[:3], strict=True):
+        assert list(own) == list(right)
+        for level in right:
+            torch.testing.assert_close(own[level], right[level])
+            assert not own[level].requires_grad
+    with pytest.raises(KeyError):
+        cached(images + 1)
 
 
 # Bad input
