@@ -28,6 +28,7 @@ from ._checks import (
     widen,
 )
 from .metrics import average_precision
+from .training import FrozenTeacher
 
 Levels = Mapping[str, Tensor]
 
@@ -600,10 +601,8 @@ class CachedDetector(nn.Module):
 
     def __init__(self, detector: nn.Module, images: Tensor) -> None:
         super().__init__()
-        training = detector.training
-        with torch.no_grad():
-            self.output: DetectorOutput = detector.eval()(images)
-        detector.train(training)
+        with FrozenTeacher(detector) as frozen:
+            self.output: DetectorOutput = frozen(images)
         self.rows = {image.numpy().tobytes(): row for row, image in enumerate(images)}
 
     def forward(self, images: Tensor) -> DetectorOutput:
@@ -678,21 +677,18 @@ def evaluate_detector(model: nn.Module, dataset: Dataset) -> dict[str, float]:
     """Mean average precision over a data set, in eval mode; see `kdcourse.metrics`.
 
     Args:
-        model: maps images to a `DetectorOutput`; left in the mode it came in.
+        model: maps images to a `DetectorOutput`; left as it came.
         dataset: of `(image, boxes, labels)`, as a part of `kdcourse.data.SceneData`.
 
     Returns:
         `map50` and `map`, both in [0, 1].
     """
-    training = model.training
-    model.eval()
     found, boxes, labels = [], [], []
-    with torch.no_grad():
+    with FrozenTeacher(model) as frozen:
         for images, image_boxes, image_labels in DataLoader(dataset, batch_size=256):
-            found += detect(model(images))
+            found += detect(frozen(images))
             boxes.append(image_boxes)
             labels.append(image_labels)
-    model.train(training)
     return average_precision(found, torch.cat(boxes), torch.cat(labels))
 
 

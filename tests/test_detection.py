@@ -461,6 +461,10 @@ def test_a_detector_is_judged_in_eval_mode_and_handed_back_as_it_came() -> None:
     labels = torch.tensor([[2], [1]])
 
     class FindsOneOfTwo(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fixed = nn.BatchNorm2d(1).eval()  # one may keep a part in eval mode
+
         def forward(self, images: Tensor) -> DetectorOutput:
             assert not self.training and not torch.is_grad_enabled()
             assert images.tolist() == [[0.0], [1.0]]
@@ -469,7 +473,7 @@ def test_a_detector_is_judged_in_eval_mode_and_handed_back_as_it_came() -> None:
     model = FindsOneOfTwo()
     scenes = TensorDataset(torch.tensor([[0.0], [1.0]]), boxes, labels)
     assert evaluate_detector(model, scenes)["map50"] == pytest.approx(0.5)
-    assert model.training
+    assert model.training and not model.fixed.training
     evaluate_detector(model.eval(), scenes)
     assert not model.training
 
