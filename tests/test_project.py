@@ -110,6 +110,19 @@ def test_browser_libraries_are_pinned() -> None:
     assert package["integrity"].keys() == package["dependencies"].keys()
 
 
+def test_the_book_installs_what_its_notebooks_run() -> None:
+    """`make book` installs the extra `book` alone, and the notebooks name the extras they need."""
+    sources = (ROOT / "book" / "sources").rglob("*.md")
+    named = {
+        extra
+        for path in sources
+        for extra in re.findall(r"\[(grading|language)\]", path.read_text(encoding="utf-8"))
+    }
+    assert named == {"grading", "language"}
+    (own,) = [Requirement(text) for text in EXTRAS["book"] if text.startswith("kdcourse[")]
+    assert named <= own.extras
+
+
 # What torch itself does not import, and the package must not import before it is used.
 HEAVY = ["IPython", "distributed", "ipywidgets", "joblib", "jupytext", "matplotlib", "nbformat"]
 HEAVY += ["pandas", "papermill", "pycocotools", "rich", "scipy", "sklearn", "transformers", "typer"]
