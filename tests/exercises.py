@@ -8,6 +8,9 @@ import nbformat
 import pytest
 from classroom import kdcourse, rows
 
+from kdcourse.grading.assign import assign
+from kdcourse.grading.key import find_master
+
 Edits = Sequence[tuple[str, str]]
 Slips = Mapping[str, tuple[Edits, set[str]]]
 
@@ -18,7 +21,7 @@ def run(*arguments):
     assert done.returncode == 0, done.stderr
 
 
-def graded_class(exercise: str, slips: Slips, folder: Path):
+def graded_class(exercise: str, slips: Slips, folder: Path, seeds: tuple[int, int] | None = (1, 2)):
     """Assign an exercise and grade a class: each student's row of the grades, by name.
 
     Args:
@@ -26,13 +29,14 @@ def graded_class(exercise: str, slips: Slips, folder: Path):
         slips: for each further student, edits of the master's solution (old text, new text) and
             the parts that they cost.
         folder: an empty one, for everything written.
+        seeds: of the answer key, the same for every run of the tests; with None they are drawn.
 
     Returns:
         The rows of `right` (the master), `unchanged` (the student's notebook) and of each slip.
     """
     assert shutil.which("bwrap"), "these tests need bubblewrap: apt install bubblewrap"
     assigned, submissions = folder / "assigned", folder / "submissions"
-    run("assign", exercise, "--out", assigned)
+    assign(find_master(exercise), assigned, isolation="bwrap", seeds=seeds)
     submissions.mkdir()
     shutil.copy(assigned / "solution.ipynb", submissions / "right.ipynb")
     shutil.copy(assigned / "student.ipynb", submissions / "unchanged.ipynb")

@@ -1,6 +1,10 @@
 """The exercise on a peer that is worse, graded: each slip costs its own parts only."""
 
+import torch
 from exercises import exercise_tests
+
+from kdcourse.grading.key import Key
+from kdcourse.models import small_convnet
 
 PARTS = {
     "value": 2,
@@ -89,3 +93,12 @@ SLIPS = {
     test_the_master_earns_everything_and_an_untouched_notebook_nothing,
     test_a_slip_costs_the_parts_concerned_and_only_these,
 ) = exercise_tests("mutual", PARTS, SLIPS)
+
+
+def test_a_student_that_learned_nothing_earns_nothing_by_chance(table, tmp_path_factory):
+    key = Key(tmp_path_factory.getbasetemp() / "mutual0" / "assigned" / "key")
+    for seed in range(60):
+        torch.manual_seed(seed)
+        weights = {name: value.numpy() for name, value in small_convnet(20).state_dict().items()}
+        answers = {"exchange_first": weights, "exchange_last": weights}
+        assert key.functions["judge_exchange"](answers, key.context)[0] == 0, seed

@@ -17,17 +17,26 @@ from .selfcheck import MARKS
 from .submission import rebuild
 
 
-def assign(master_path: Path, out: Path, *, isolation: Sandbox, update: bool = False) -> Key:
+def assign(
+    master_path: Path,
+    out: Path,
+    *,
+    isolation: Sandbox,
+    update: bool = False,
+    seeds: tuple[int, int] | None = None,
+) -> Key:
     """Write `out/student.ipynb`, `out/solution.ipynb` and the private key `out/key/`.
 
-    The hidden seeds are drawn now. The master's own run gives the reference answers, and must
-    earn every point; a master that does not is refused.
+    The hidden seeds are drawn now, unless they are given. The master's own run gives the
+    reference answers, and must earn every point; a master that does not is refused.
 
     Args:
         master_path: the exercise's source.
         out: folder for the three.
         isolation: how to keep the master's run apart.
         update: bring an existing key up to date with its master; its hidden seeds stay.
+        seeds: of what the probes get and of what is held out, for a key that can be made again.
+            Whoever knows them knows the answers: a class needs drawn ones.
 
     Raises:
         ValueError: for a faulty master, or unless `out/key` exists exactly when it is updated.
@@ -35,17 +44,24 @@ def assign(master_path: Path, out: Path, *, isolation: Sandbox, update: bool = F
     import nbformat
 
     master = notebooks.read_source(master_path, explicit_ids=True)
-    key = write_key(master, master_path.stem, out / "key", isolation=isolation, update=update)
-    for name, made in {
+    name = master_path.stem
+    key = write_key(master, name, out / "key", isolation=isolation, update=update, seeds=seeds)
+    for kind, made in {
         "student": notebooks.student_version(master),
         "solution": notebooks.solution_version(master),
     }.items():
-        write_atomic(out / f"{name}.ipynb", (nbformat.writes(made) + "\n").encode())
+        write_atomic(out / f"{kind}.ipynb", (nbformat.writes(made) + "\n").encode())
     return key
 
 
 def write_key(
-    master: Any, name: str, folder: Path, *, isolation: Sandbox, update: bool = False
+    master: Any,
+    name: str,
+    folder: Path,
+    *,
+    isolation: Sandbox,
+    update: bool = False,
+    seeds: tuple[int, int] | None = None,
 ) -> Key:
     """Draw the hidden seeds, run the master for the reference answers, and check its score."""
     import nbformat
@@ -65,7 +81,7 @@ def write_key(
             f"{folder} exists already: a new key would not match what it graded. Mended the "
             "master? `assign --update` keeps the hidden inputs."
         )
-    else:
+    elif seeds is None:
         seeds = secrets.randbelow(2**31), secrets.randbelow(2**31)
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
