@@ -246,9 +246,9 @@ class FPNImitation(nn.Module):
             method.
 
     Reference:
-        Chen et al. (2017), NIPS 2017, and Wang, Yuan, Zhang and Feng (2019), "Distilling Object
-        Detectors with Fine-grained Feature Imitation", arXiv:1906.03609, for imitation where it
-        matters; Cao et al. (2022), arXiv:2207.02039.
+        Chen et al. (2017), NIPS 2017, for imitation through an adapting layer; Wang, Yuan, Zhang
+        and Feng (2019), "Distilling Object Detectors with Fine-grained Feature Imitation",
+        arXiv:1906.03609, for imitation where objects are; Cao et al. (2022), arXiv:2207.02039.
 
     Example:
         >>> imitation = FPNImitation({"p3": 8}, {"p3": 16})
