@@ -85,7 +85,8 @@ def claim(
 
     Raises:
         ClaimError: if the sentence does not hold.
-        ValueError: unless exactly one of the three bounds is given.
+        ValueError: unless exactly one of the three bounds is given; for an `Interval` in place of
+            the differences.
 
     Example:
         >>> _ = claim("Practice helps.", [4.0, 5.0, 6.0, 5.0, 5.0], at_least=2)
@@ -97,6 +98,11 @@ def claim(
     require(
         len(given) == 1,
         f"claim needs exactly one of at_least, at_most and within, got {len(given)} of them",
+    )
+    require(
+        not isinstance(differences, Interval),
+        "claim works out the interval itself: give it the differences, one number a seed, not an "
+        "Interval",
     )
     words, bound = given[0]
     effect = interval(differences)

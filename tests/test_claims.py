@@ -72,3 +72,7 @@ class TestClaim:
     def test_exactly_one_bound(self, bounds: dict) -> None:
         with pytest.raises(ValueError, match="exactly one of at_least, at_most and within"):
             claim("It works.", STRONG, **bounds)
+
+    def test_an_interval_is_not_the_differences(self) -> None:
+        with pytest.raises(ValueError, match="give it the differences"):
+            claim("It works.", interval(STRONG), at_least=1)
