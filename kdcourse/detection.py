@@ -595,23 +595,38 @@ class CachedDetector(nn.Module):
         detector: maps images to a `DetectorOutput`; asked once, in eval mode.
         images: all that will be asked for, `[N, ...]`.
 
-    Called with any of these images, in any order and number; returns a `DetectorOutput`. An unknown
-    image raises `KeyError`.
+    Called with any of these images, in any order and number; returns a `DetectorOutput`.
+
+    Raises:
+        ValueError: for an image that is none of these, such as an augmented one.
     """
 
     def __init__(self, detector: nn.Module, images: Tensor) -> None:
         super().__init__()
         with FrozenTeacher(detector) as frozen:
             self.output: DetectorOutput = frozen(images)
-        self.rows = {image.numpy().tobytes(): row for row, image in enumerate(images)}
+        self.rows = {pixels: row for row, pixels in enumerate(_pixels(images))}
 
     def forward(self, images: Tensor) -> DetectorOutput:
         """The answers to these images."""
-        rows = torch.tensor([self.rows[image.numpy().tobytes()] for image in images])
+        asked = _pixels(images)
+        unknown = [place for place, pixels in enumerate(asked) if pixels not in self.rows]
+        require(
+            not unknown,
+            f"images must be among the {len(self.rows)} whose answers were worked out, got others "
+            f"at {unknown}: for augmented images ask the detector itself",
+        )
+        rows = torch.tensor([self.rows[pixels] for pixels in asked])
         classes, boxes, features = (
-            {level: values[rows] for level, values in maps.items()} for maps in self.output[:3]
+            {level: values[rows].to(images.device) for level, values in maps.items()}
+            for maps in self.output[:3]
         )
         return DetectorOutput(classes, boxes, features, self.output.strides)
+
+
+def _pixels(images: Tensor) -> list[bytes]:
+    """What each image consists of, to know it again."""
+    return [image.numpy().tobytes() for image in images.cpu()]
 
 
 def box_iou(first: Tensor, second: Tensor) -> Tensor:

@@ -556,8 +556,8 @@ def test_cached_answers_belong_to_their_images() -> None:
         for level in right:
             torch.testing.assert_close(own[level], right[level])
             assert not own[level].requires_grad
-    with pytest.raises(KeyError):
-        cached(images + 1)
+    with pytest.raises(ValueError, match=r"among the 5 .* got others at \[1\]: for augmented"):
+        cached(torch.cat([images[:1], images[:1] + 1]))
 
 
 # Bad input
