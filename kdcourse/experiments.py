@@ -76,6 +76,23 @@ def train(
     )
 
 
+def multiply_adds(call: Callable[[], object]) -> float:
+    """What a call computes, the same on every machine: its multiply-adds, in millions.
+
+    Matrix products and convolutions are counted, which is nearly everything; additions of a bias,
+    norms and activations are not.
+
+    Example:
+        >>> multiply_adds(lambda: torch.ones(100, 200) @ torch.ones(200, 50))
+        1.0
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 2e6
+
+
 def cost(model: nn.Module, example: torch.Tensor) -> dict[str, float]:
     """What a network costs to keep and to ask, measured on this machine.
 
@@ -93,17 +110,13 @@ def cost(model: nn.Module, example: torch.Tensor) -> dict[str, float]:
         (1000000, 3906.25, 1.0)
     """
     from torch.utils.benchmark import Timer
-    from torch.utils.flop_counter import FlopCounterMode
 
     parameters = list(model.parameters())
-    counter = FlopCounterMode(display=False)
-    with counter:
-        predict(model, TensorDataset(example))
     timer = Timer("call()", globals={"call": _asker(model, example)}, num_threads=1)
     return {
         "parameters": sum(parameter.numel() for parameter in parameters),
         "kib": sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 1024,
-        "multiply_adds": counter.get_total_flops() / 2e6,
+        "multiply_adds": multiply_adds(_asker(model, example)),
         "milliseconds": 1e3 * timer.blocked_autorange(min_run_time=0.2).median,
     }
 

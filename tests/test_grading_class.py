@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -774,14 +773,11 @@ def test_the_master_says_how_a_check_is_quick(tmp_path):
     assert key.declared(read, "double").parameters == (("repeats", 3),)
 
 
-def test_the_real_exercise_is_checked_in_seconds(tmp_path):
+def test_the_real_exercise_passes_its_check(tmp_path):
     solved = notebooks.solution_version(notebooks.read_source(TEMPERATURE, explicit_ids=True))
     path = tmp_path / "mine.ipynb"
     path.write_text(json.dumps(solved))
-    start = time.monotonic()
-    lines = kdcourse("check", path)
-    assert "9 of 9 pass, 0 fail, 0 not answered yet" in lines
-    assert time.monotonic() - start < 60
+    assert "9 of 9 pass, 0 fail, 0 not answered yet" in kdcourse("check", path)
 
 
 def test_a_check_ends_what_does_not_end_by_itself():
