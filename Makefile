@@ -26,7 +26,7 @@ unit-tests: .venv/.installed-dev ## Only the tests of the package and the grader
 	$(PYTEST) -n 2 --dist loadfile --ignore tests/test_site.py
 
 notebook-tests: .venv/.installed-dev ## Only the notebooks, each run from top to bottom
-	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=900 \
 	    -n 2 --dist loadfile book/*.ipynb book/exercises/*.ipynb
 
 site-tests: .venv/.installed-dev ## Only the built pages, in a headless browser
