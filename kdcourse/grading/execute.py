@@ -10,10 +10,15 @@ from typing import Any
 from kdcourse import notebooks
 
 from . import sandbox
+from .available import imported_names, package_copies
 from .files import FileProblem, parse_json, read_regular, scratch_folder
 from .key import Key
 
 MAX_SHOWN = 100
+
+
+class MachineFailure(RuntimeError):  # noqa: N818 - a finding, not a fault of ours
+    """Why a run says nothing about its submission."""
 
 
 @dataclass
@@ -37,6 +42,7 @@ def executed_for(
     limits: sandbox.Limits,
     isolation: sandbox.Sandbox,
     warm: bool = True,
+    alone: bool = False,
 ) -> Iterator[Run]:
     """Run a notebook as an answer key says; its files are gone when the block ends.
 
@@ -46,6 +52,10 @@ def executed_for(
         limits: when to stop it.
         isolation: how to keep it apart.
         warm: begin with the libraries imported, which pays from the third run on.
+        alone: nothing else of ours runs, so that memory which runs out was used up by this.
+
+    Raises:
+        MachineFailure: when the run was ended by what is no fault of its own.
     """
     import nbformat
     import numpy as np
@@ -66,23 +76,32 @@ def executed_for(
             "processes": 4 * limits.processes if isolation == "bwrap" else None,
             "file_bytes": limits.disk_mib * 2**20 // 4,
             "data_bytes": 2 * limits.memory_mib * 2**20,
+            "descriptors": limits.descriptors,
+            "closed": isolation == "bwrap",
         }
         (job / "job.json").write_text(json.dumps(settings), encoding="utf-8")
         nbformat.write(notebook, job / "notebook.ipynb")
         np.savez(job / "inputs.npz", **key.inputs)
-        copies = sandbox.package_copies(exercise.blocked, packages)
-        outcome = sandbox.run(
-            job, scratch, copies=copies, limits=limits, sandbox=isolation, warm=warm
+        copies = package_copies(
+            packages, available=imported_names(key.master), blocked=exercise.blocked
         )
-        yield _describe(outcome, notebook, scratch, limits)
+        with sandbox.run(
+            job, scratch, copies=copies, limits=limits, sandbox=isolation, warm=warm
+        ) as (outcome, written):
+            yield _describe(outcome, notebook, written, limits, alone)
 
 
 def _describe(
-    outcome: sandbox.Outcome, notebook: Any, scratch: Path, limits: sandbox.Limits
+    outcome: sandbox.Outcome, notebook: Any, written: Path, limits: sandbox.Limits, alone: bool
 ) -> Run:
-    """Turn what is left of a run into a status and words; everything in `scratch` is untrusted."""
-    report = _load(scratch, "run.json", 2**20)
-    errors, outputs, cell_seconds = _cells(_load(scratch, "executed.ipynb", 2**26), notebook)
+    """Turn what is left of a run into a status and words; everything in `written` is untrusted."""
+    report = _load(written / "report", "run.json", 2**20)
+    executed = _load(written / "report", "executed.ipynb", 2**26)
+    errors, outputs, cell_seconds = _cells(executed, notebook)
+    finished = isinstance(report, dict) and report.get("finished") and not report.get("died")
+    starved = outcome.reason == "ended" and not finished and outcome.starved
+    if starved and not (alone and outcome.room):
+        raise MachineFailure("the kernel ended the run because this machine had no memory left")
     status, note = "graded", ""
     if outcome.reason == "timeout":
         status, note = "timeout", f"stopped after {limits.seconds:g} seconds"
@@ -92,7 +111,9 @@ def _describe(
         status, note = "killed", f"stopped: more than {limits.processes} processes"
     elif outcome.reason == "disk":
         status, note = "killed", f"stopped: more than {limits.disk_mib} MiB of files"
-    elif not isinstance(report, dict) or report.get("died") or not report.get("finished"):
+    elif starved:
+        status, note = "memory", "stopped: it used up this machine's memory"
+    elif not finished:
         status, note = "killed", "the kernel died before the notebook's end"
     elif report.get("timed_out"):
         status, note = "timeout", "a cell ran too long and was interrupted"
@@ -103,7 +124,7 @@ def _describe(
     seconds = {"total": round(outcome.seconds, 3), "cells": round(cell_seconds, 3)}
     return Run(
         status=status,
-        answers=scratch / "answers",
+        answers=written / "answers",
         note=note,
         errors=errors,
         outputs=outputs,

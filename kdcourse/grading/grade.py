@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import archive, exports, feedback
-from .execute import executed_for
+from .execute import MachineFailure, executed_for
 from .files import locked, remove_drafts, write_atomic, write_if_new
 from .gradebook import AS_EARNED, Terms, grade_of, grades
 from .key import Key
@@ -102,16 +102,21 @@ def grade_all(
     Returns:
         The results, one per student, sorted by name.
 
+    A submission that the machine failed (no disk or memory left, a worker dead, a fault of the
+    grader's) has no result. Each such run is repeated once, when nothing else runs.
+
     Raises:
-        RuntimeError: when another grader is at work in `out`; or when the grader itself failed on
-            some submissions: all others have a result, and the same call tries the rest again.
+        RuntimeError: when another grader is at work in `out`; or when the machine or the grader
+            failed on some submissions twice: all others have a result, and the same call tries the
+            rest again.
     """
     if settings.isolation == "bwrap":
         check_bubblewrap()
     key = Key(settings.key)
     submissions = find_submissions(submissions_folder, roster)
     results: dict[str, dict[str, Any]] = {}
-    waiting, faults = [], []
+    waiting: list[Work] = []
+    faults: dict[str, str] = {}
     for submission in submissions:
         fingerprint = fingerprint_of(submission, key, settings)
         earlier = _earlier(out, submission.student) if resume else {}
@@ -131,26 +136,43 @@ def grade_all(
             progress(number, len(submissions), kept)
     with locked(out):
         remove_drafts(out)
-        try:
-            for result in _graded(waiting, settings, jobs, scheduler):
+
+        def finish(works: list[Work], jobs: int, scheduler: str | None, alone: bool) -> None:
+            for result in _graded(works, settings, jobs, scheduler, alone):
                 if "fault" in result:
-                    faults.append(result)
+                    faults[result["student"]] = result["fault"]
                     continue
+                faults.pop(result["student"], None)
                 save(result, terms, out)
                 results[result["student"]] = result
                 if progress is not None:
                     progress(len(results), len(submissions), result)
+
+        try:
+            finish(waiting, jobs, scheduler, alone=False)
+            repeated = [work for work in waiting if work.submission.student in faults]
+            if repeated:
+                if announce is not None:
+                    announce(_told(faults, "; they are graded once more, one by one"))
+                finish(repeated, 1, None, alone=True)
         finally:
             done = [results[student] for student in sorted(results)]
             write_class(done, key, terms, out)
     if faults:
-        words = "\n".join(f"{fault['student']}:\n{fault['fault']}" for fault in faults)
-        raise RuntimeError(f"the grader failed on {len(faults)} submissions:\n{words}")
+        raise RuntimeError(
+            _told(faults, " twice, so that they have no result; the same command tries them again")
+        )
     return done
 
 
+def _told(faults: dict[str, str], end: str) -> str:
+    """What failed, and on whom."""
+    words = "\n".join(f"{student}:\n{fault}" for student, fault in sorted(faults.items()))
+    return f"the machine or the grader failed on {len(faults)} submissions{end}\n{words}"
+
+
 def grade_one(
-    submission: Submission, fingerprint: Fingerprint, settings: Settings
+    submission: Submission, fingerprint: Fingerprint, settings: Settings, *, alone: bool = False
 ) -> dict[str, Any]:
     """The result of one submission; whatever is in it, this returns.
 
@@ -185,8 +207,9 @@ def grade_one(
             result |= {"status": "invalid", "note": str(problem)}
         else:
             limits = Limits(settings.seconds, settings.memory_mib)
-            isolation = settings.isolation
-            with executed_for(key, notebook, limits=limits, isolation=isolation) as run:
+            with executed_for(
+                key, notebook, limits=limits, isolation=settings.isolation, alone=alone
+            ) as run:
                 parts = score_parts(run.answers, key)
                 packed = archive.pack(run.answers, key)
                 result |= vars(run) | {"answers": packed and _sha256(packed), "archive": packed}
@@ -210,14 +233,21 @@ def _points(parts: list[PartScore], key: Key) -> dict[str, Any]:
     }
 
 
-def _grade_safely(work: Work, settings: Settings) -> dict[str, Any]:
-    """The result, or the fault of ours that must not stop the other students."""
+def _grade_safely(work: Work, settings: Settings, alone: bool = False) -> dict[str, Any]:
+    """The result, or what failed that is not the student's and must not stop the others."""
     try:
         if work.earlier is None:
-            return grade_one(work.submission, work.fingerprint, settings)
+            return grade_one(work.submission, work.fingerprint, settings, alone=alone)
         return judge_again(work, settings)
+    except (MachineFailure, OSError, MemoryError) as error:
+        fault = f"{type(error).__name__}: {error}"
     except Exception:
-        return {"student": work.submission.student, "fault": traceback.format_exc()}
+        fault = traceback.format_exc()
+    return _fault(work, fault)
+
+
+def _fault(work: Work, words: str) -> dict[str, Any]:
+    return {"student": work.submission.student, "fault": words}
 
 
 def fingerprint_of(submission: Submission, key: Key, settings: Settings) -> Fingerprint:
@@ -298,39 +328,60 @@ def write_class(results: list[dict[str, Any]], key: Key, terms: Terms, out: Path
 
 
 def _graded(
-    waiting: list[Work], settings: Settings, jobs: int, scheduler: str | None
+    waiting: list[Work], settings: Settings, jobs: int, scheduler: str | None, alone: bool
 ) -> Iterator[dict[str, Any]]:
     """The results as they come, from this process, from others, or from a cluster."""
     if scheduler is not None:
-        from distributed import Client, as_completed
-
-        with Client(scheduler) as client:
-            students: dict[str, str] = {}
-
-            def submitted() -> Iterator[Any]:
-                for work in waiting:
-                    future = client.submit(_grade_safely, work, settings, pure=False)
-                    students[future.key] = work.submission.student
-                    yield future
-
-            # Only what is not here yet is held: of a worker that dies, no more is done again.
-            for future in as_completed(submitted()):
-                try:
-                    yield future.result()
-                except Exception:  # the workers died of it, again and again
-                    yield {"student": students[future.key], "fault": traceback.format_exc()}
+        yield from _graded_on(scheduler, waiting, settings)
     elif jobs == 1 or len(waiting) < 2:
         try:
             for item in waiting:
-                yield _grade_safely(item, settings)
+                yield _grade_safely(item, settings, alone)
         finally:
             WARM.close()
     else:
-        from joblib import Parallel, delayed
-        from joblib.externals.loky import get_reusable_executor
+        yield from _graded_in_workers(waiting, settings, jobs)
 
-        pool = Parallel(n_jobs=min(jobs, len(waiting)), return_as="generator_unordered")
-        yield from pool(delayed(_grade_in_worker)(item, settings, os.getpid()) for item in waiting)
+
+def _graded_on(scheduler: str, waiting: list[Work], settings: Settings) -> Iterator[dict[str, Any]]:
+    from distributed import Client, as_completed
+
+    with Client(scheduler) as client:
+        submitted: dict[str, Work] = {}
+
+        def futures() -> Iterator[Any]:
+            for work in waiting:
+                future = client.submit(_grade_safely, work, settings, pure=False)
+                submitted[future.key] = work
+                yield future
+
+        # Only what is not here yet is held: of a worker that dies, no more is done again.
+        for future in as_completed(futures()):
+            try:
+                yield future.result()
+            except Exception:  # the workers died of it, again and again
+                yield _fault(submitted[future.key], traceback.format_exc())
+
+
+def _graded_in_workers(
+    waiting: list[Work], settings: Settings, jobs: int
+) -> Iterator[dict[str, Any]]:
+    from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    left = {work.submission.student: work for work in waiting}
+    pool = Parallel(n_jobs=min(jobs, len(waiting)), return_as="generator_unordered")
+    try:
+        for result in pool(
+            delayed(_grade_in_worker)(item, settings, os.getpid()) for item in waiting
+        ):
+            del left[result["student"]]
+            yield result
+    except TerminatedWorkerError:
+        for work in left.values():
+            yield _fault(work, "a process that graded died; was this machine's memory used up?")
+    finally:
         get_reusable_executor().shutdown()
 
 

@@ -1,8 +1,8 @@
 """Run one prepared notebook; this is the first process inside the sandbox.
 
-It reads `JOB/{notebook.ipynb,job.json}` and writes `SCRATCH/{executed.ipynb,run.json}`. Everything
-here shares the sandbox with the submission: the grader believes nothing of it but the labels it
-shows in the feedback.
+It reads `JOB/{notebook.ipynb,job.json}` and writes `SCRATCH/report/{executed.ipynb,run.json}`.
+Everything here shares the sandbox with the submission: the grader believes nothing of it but the
+labels it shows in the feedback.
 """
 
 import asyncio
@@ -50,16 +50,21 @@ def run(job: Path, scratch: Path) -> None:
     def elapsed() -> float:
         return time.monotonic() - start
 
+    from kdcourse.grading import doors
+
     settings = json.loads((job / "job.json").read_text(encoding="utf-8"))
     limits = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: settings["file_bytes"],
         resource.RLIMIT_DATA: settings["data_bytes"],
         resource.RLIMIT_NPROC: settings["processes"],
+        resource.RLIMIT_NOFILE: settings["descriptors"],
     }
     for limit, value in limits.items():
         if value is not None:
             resource.setrlimit(limit, (value, value))
+    if settings["closed"]:
+        doors.close()
     Path("/proc/self/oom_score_adj").write_text("1000")  # short of memory? not the grader
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: detached processes stay ours
 
@@ -74,6 +79,8 @@ def run(job: Path, scratch: Path) -> None:
 
     from kdcourse.grading import kernel
 
+    report_folder = scratch / "report"
+    report_folder.mkdir()
     kernel_pid, waiting = kernel.fork()
     report: dict[str, Any] = {"finished": False, "died": False, "failure": None, "timed_out": []}
 
@@ -150,7 +157,7 @@ def run(job: Path, scratch: Path) -> None:
     try:
         papermill.execute_notebook(
             str(job / "notebook.ipynb"),
-            str(scratch / "executed.ipynb"),
+            str(report_folder / "executed.ipynb"),
             parameters=settings["parameters"],
             engine_name="sandbox",
             kernel_name="python3",
@@ -169,8 +176,22 @@ def run(job: Path, scratch: Path) -> None:
             child.kill()
     report["finished"] = not report["died"] and report["failure"] is None
     report["seconds"] = elapsed()
-    (scratch / "run.json").write_text(json.dumps(report), encoding="utf-8")
+    (report_folder / "run.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+def wait_for_go() -> None:
+    """Wait until the grader counts this process; it has no further word for it.
+
+    Raises:
+        SystemExit: when the grader has gone.
+    """
+    if not os.read(0, 1):
+        raise SystemExit(1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
 
 if __name__ == "__main__":
+    os.write(1, os.read(0, 1))  # here we are
+    os.dup2(2, 1)
+    wait_for_go()
     run(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,64 +1,44 @@
 """A submission's process: what it sees, what it may use, and that nothing of it stays.
 
 Bubblewrap gives the run a file system with only what it needs, no network, no capabilities, no
-environment and a process namespace of its own, which dies with it. A watcher outside bounds wall
-clock, memory, number of processes and disk over the whole process tree.
+environment and a process namespace of its own, which dies with it. What it writes goes into file
+systems of bounded size in memory, which die with it too. Outside, `watch` bounds wall clock,
+memory, number of processes and files over the whole process tree.
 """
 
-import ast
 import contextlib
-import importlib.util
 import json
-import math
 import os
-import select
+import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from . import doors
+from .cgroup import MIB, MemoryGroup, memory_group, oom_kills
 from .warm import CannotEnter, WarmProcess
+from .watch import Limits, Outcome, Places, Processes, watch
 
 Sandbox = Literal["bwrap", "none"]
-Reason = Literal["ended", "timeout", "memory", "processes", "disk"]
-MAX_DEPTH = 100
 NOBODY = 65534
-MANY = 16
-_PARSING = threading.Lock()  # Python 3.11's ast is not safe in a Dask worker's threads
 ISOLATION = (
     *("--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"),
     *("--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"),
 )
 WARM = WarmProcess()
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/etc/fonts")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one run may use."""
-
-    seconds: float
-    memory_mib: int
-    processes: int = 64
-    disk_mib: int = 512
-    output_bytes: int = 5_000_000
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended, seen from outside: `reason` is what stopped it, or "ended" by itself."""
-
-    reason: Reason
-    seconds: float
-    peak_mib: int
-    messages: str
+WRITABLE = ("/scratch", "/tmp", "/dev/shm")
+TEMPORARY_MIB = 64  # /tmp and /dev/shm
+# A file system holds somewhat more than a run may use, so that using it up is seen as that.
+MARGIN_MIB = 64
+FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
+PYTHON = (sys.executable, "-P", "-m", "kdcourse.grading.run")
 
 
 def find_bubblewrap() -> str:
@@ -91,6 +71,11 @@ def check_bubblewrap() -> None:
             f"bubblewrap cannot make a sandbox here: {tried.stderr.strip()} (version 0.8 or newer "
             "is needed, and user namespaces must be allowed). `--sandbox none` grades without."
         )
+    if not doors.known():
+        raise RuntimeError(
+            f"on {platform.machine()} the system calls that hide memory are not known here; "
+            f"known are {', '.join(doors.NUMBERS)}. `--sandbox none` grades without a sandbox."
+        )
 
 
 @lru_cache(maxsize=1)
@@ -111,43 +96,7 @@ def identity() -> dict[str, Any]:
     return {}
 
 
-def package_copies(blocked: Sequence[str], destination: Path) -> dict[Path, Path]:
-    """Copies of the packages a run may import, in which the `blocked` functions only raise.
-
-    The run sees these files instead of the installed ones, so that reloading, a fresh process or
-    reading the source gives no more than importing does.
-
-    Args:
-        blocked: dotted names such as `kdcourse.soft_targets.soft_target_loss`.
-        destination: an existing folder for the copies.
-
-    Returns:
-        The copy of each installed package folder.
-
-    Raises:
-        ValueError: for a name that is not a function or class at the top level of its module.
-    """
-    copies = {}
-    for package in sorted({"kdcourse", *(name.split(".")[0] for name in blocked)}):
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ValueError(f"blocked names are module.function of a package, got {package!r}")
-        original = Path(spec.submodule_search_locations[0])
-        copies[original] = destination / package
-        shutil.copytree(original, copies[original], ignore=shutil.ignore_patterns("__pycache__"))
-    by_module: dict[str, set[str]] = {}
-    for name in blocked:
-        module, _, function = name.rpartition(".")
-        by_module.setdefault(module, set()).add(function)
-    for module, functions in by_module.items():
-        stem = destination.joinpath(*module.split("."))
-        path = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
-        with _PARSING:
-            text = _switch_off(path.read_text(encoding="utf-8"), module, functions)
-        path.write_text(text, encoding="utf-8")
-    return copies
-
-
+@contextlib.contextmanager
 def run(
     job: Path,
     scratch: Path,
@@ -156,72 +105,74 @@ def run(
     limits: Limits,
     sandbox: Sandbox,
     warm: bool = True,
-) -> Outcome:
+) -> Iterator[tuple[Outcome, Path]]:
     """Run the notebook in `job` and wait until it and everything it started is gone.
 
     Args:
         job: notebook, settings and hidden inputs; read-only for the run.
-        scratch: the only place the run may write to.
-        copies: what `package_copies` returned.
+        scratch: an empty folder, where the run writes if there is no sandbox.
+        copies: what `available.package_copies` returned.
         limits: when to stop it.
         sandbox: "bwrap", or "none" for no isolation at all.
         warm: begin with the libraries imported, where that can be done.
+
+    Returns:
+        How it ended, and the folder of what it wrote, which is gone when the block ends.
     """
-    (scratch / "work").mkdir()
-    if sandbox == "bwrap" and identity():
-        for path in (scratch.parent, *scratch.parent.rglob("*")):
-            os.chown(path, NOBODY, NOBODY)
-    with (scratch.parent / "messages").open("w+b") as messages:
-        warm = warm and sandbox == "bwrap" and _may_be_warm(copies)
-        begin = _warm if warm else _cold
+    import psutil
+
+    killed = oom_kills()
+    room = psutil.virtual_memory().available > limits.memory_mib * MIB
+    with contextlib.ExitStack() as stack:
+        messages = stack.enter_context((scratch.parent / "messages").open("w+b"))
+        group = stack.enter_context(memory_group(_most_mib(limits)))
+        begin = partial(_started, job, scratch, copies, sandbox, messages, limits)
         try:
-            with begin(job, scratch, copies, sandbox, messages) as processes:
-                reason, seconds, peak = _watch(processes, scratch, limits)
+            started = stack.enter_context(begin(warm))
         except CannotEnter:
-            with _cold(job, scratch, copies, sandbox, messages) as processes:
-                reason, seconds, peak = _watch(processes, scratch, limits)
+            started = stack.enter_context(begin(False))
+        if group is not None and not _joined(group, started.processes):
+            group = None
+        started.go()
+        try:
+            reason, seconds, peak = watch(started.processes, started.places, limits, group)
+        finally:
+            started.processes.alive()
+            started.processes.end()
         messages.seek(0)
         text = messages.read(4000).decode(errors="replace")
-    return Outcome(reason, seconds, round(peak), text)
+        starved = oom_kills() > killed and not (group is not None and group.overflowed())
+        yield Outcome(reason, seconds, round(peak), text, starved, room), started.written
 
 
-class _Processes:
-    """All that was seen of a run, and a descriptor that is readable when its first one ends."""
+@dataclass(frozen=True)
+class _Started:
+    """A run that waits for its first cell until `go` is called."""
 
-    def __init__(self, pids: Sequence[int], ended: int) -> None:
-        import psutil
+    processes: Processes
+    places: Places
+    written: Path
+    go: Callable[[], Any]
 
-        self.ended = ended
-        self.roots = []
-        for pid in pids:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self.roots.append(psutil.Process(pid))
-        self.seen = {root.pid: root for root in self.roots}
 
-    def alive(self) -> list[Any]:
-        """The run's processes at this moment."""
-        import psutil
-
-        tree = list(self.roots)
-        for root in self.roots:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                tree += root.children(recursive=True)
-        self.seen.update((member.pid, member) for member in tree)
-        return tree
-
-    def end(self) -> None:
-        """End them and wait until they are gone.
-
-        With bubblewrap the first process of the namespace is among them, and takes along the rest.
-        """
-        import psutil
-
-        for member in self.seen.values():
-            with contextlib.suppress(psutil.Error):
-                member.kill()
-        deadline = time.monotonic() + 10
-        while any(map(_alive, self.seen.values())) and time.monotonic() < deadline:
-            time.sleep(0.005)
+def _started(
+    job: Path,
+    scratch: Path,
+    copies: dict[Path, Path],
+    sandbox: Sandbox,
+    messages: IO[bytes],
+    limits: Limits,
+    warm: bool,
+) -> contextlib.AbstractContextManager[_Started]:
+    if sandbox == "none":
+        return _unprotected(job, scratch, copies, messages)
+    if identity():
+        for path in (scratch.parent, *scratch.parent.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+    command = _bubblewrap(job, copies, limits)
+    if warm and _may_be_warm(copies):
+        return _warm(command, copies, messages)
+    return _cold(command, messages)
 
 
 def _may_be_warm(copies: dict[Path, Path]) -> bool:
@@ -230,69 +181,141 @@ def _may_be_warm(copies: dict[Path, Path]) -> bool:
 
 
 @contextlib.contextmanager
-def _cold(
-    job: Path, scratch: Path, copies: dict[Path, Path], sandbox: Sandbox, messages: IO[bytes]
-) -> Iterator[_Processes]:
-    """Start Python anew, inside bubblewrap or not."""
-    python = [sys.executable, "-P", "-m", "kdcourse.grading.run"]
-    if sandbox == "bwrap":
-        command = [*_bubblewrap(job, scratch, copies), "--", *python, "/job", "/scratch"]
-        environment, user = {"PATH": os.environ.get("PATH", os.defpath)}, identity()
-    else:
-        command, user = [*python, str(job), str(scratch)], {}
-        environment = _environment(job, scratch, [next(iter(copies.values())).parent])
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=messages,
-        stderr=messages,
-        env=environment,
-        cwd=scratch / "work",
-        start_new_session=True,
-        **user,
-    )
-    with process, _closing(os.pidfd_open(process.pid)) as ended:
-        processes = _Processes([process.pid], ended)
-        try:
-            yield processes
-        finally:
-            processes.end()
+def _unprotected(
+    job: Path, scratch: Path, copies: dict[Path, Path], messages: IO[bytes]
+) -> Iterator[_Started]:
+    """No sandbox: an ordinary process in an ordinary folder."""
+    (scratch / "work").mkdir()
+    environment = _environment(job, scratch, [next(iter(copies.values())).parent])
+    command = [*PYTHON, str(job), str(scratch)]
+    with (
+        _answering(command, messages, env=environment, cwd=scratch / "work") as process,
+        _closing(os.pidfd_open(process.pid)) as ended,
+    ):
+        processes = Processes([process.pid], ended)
+        yield _Started(processes, Places(folder=scratch), scratch, partial(_go, process))
 
 
 @contextlib.contextmanager
-def _warm(
-    job: Path, scratch: Path, copies: dict[Path, Path], sandbox: Sandbox, messages: IO[bytes]
-) -> Iterator[_Processes]:
-    """Let bubblewrap make the sandbox around a `cat`, and a copy of the warm process enter it."""
+def _cold(command: list[str], messages: IO[bytes]) -> Iterator[_Started]:
+    """Start Python anew inside bubblewrap."""
+    with (
+        _inside([*command, "--", *PYTHON, "/job", "/scratch"], messages) as (process, first),
+        _written(first) as places,
+        _closing(os.pidfd_open(process.pid)) as ended,
+    ):
+        processes = Processes([process.pid], ended)
+        yield _Started(processes, Places(places), _folder(places), partial(_go, process))
+
+
+@contextlib.contextmanager
+def _warm(command: list[str], copies: dict[Path, Path], messages: IO[bytes]) -> Iterator[_Started]:
+    """Let bubblewrap make the sandbox around a `cat`, and a copy of the warm process enter it.
+
+    Raises:
+        CannotEnter: where that is not possible.
+    """
+    with (
+        _inside([*command, "--", "cat"], messages) as (process, first),
+        _written(first) as places,
+        _entered(first, copies, messages) as (pid, ended, go),
+    ):
+        processes = Processes([process.pid, pid], ended)
+        yield _Started(processes, Places(places), _folder(places), partial(os.write, go, b"\n"))
+
+
+@contextlib.contextmanager
+def _entered(
+    first: int, copies: dict[Path, Path], messages: IO[bytes]
+) -> Iterator[tuple[int, int, int]]:
+    pid, ended, go = WARM.enter(first, _variables(copies), messages, identity())
+    with _closing(ended), _closing(go):
+        yield pid, ended, go
+
+
+@contextlib.contextmanager
+def _inside(command: list[str], messages: IO[bytes]) -> Iterator[tuple[subprocess.Popen, int]]:
+    """A complete sandbox: bubblewrap, and the first process in it as seen from here."""
     reading, writing = os.pipe()
-    process = subprocess.Popen(
-        [*_bubblewrap(job, scratch, copies), "--info-fd", str(writing), "--", "cat"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+    at = command.index("--")
+    command = [*command[:at], "--info-fd", str(writing), *command[at:]]
+    environment = {"PATH": os.environ.get("PATH", os.defpath)}
+    with _closing(reading), contextlib.ExitStack() as stack:
+        try:
+            process = stack.enter_context(
+                _answering(command, messages, env=environment, pass_fds=[writing], **identity())
+            )
+        finally:
+            os.close(writing)
+        yield process, json.loads(os.read(reading, 4096))["child-pid"]
+
+
+@contextlib.contextmanager
+def _answering(
+    command: list[str], messages: IO[bytes], **options: Any
+) -> Iterator[subprocess.Popen]:
+    """Start a program that answers a line with that line, and wait until it does.
+
+    Raises:
+        RuntimeError: when it does not; the message says what it wrote instead.
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command,
+        stdin=pipe,
+        stdout=pipe,
         stderr=messages,
-        env={"PATH": os.environ.get("PATH", os.defpath)},
-        pass_fds=[writing],
         start_new_session=True,
         bufsize=0,
-        **identity(),
-    )
-    os.close(writing)
-    with process, _closing(reading):
+        **options,
+    ) as process:
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(b"\n")
-        if process.stdout.read(1) != b"\n":  # it answers when the sandbox is complete
-            messages.seek(0)
-            raise RuntimeError(f"bubblewrap: {messages.read(1000).decode(errors='replace')}")
-        first = json.loads(os.read(reading, 4096))["child-pid"]
-        processes = _Processes([process.pid], -1)
         try:
-            pid, ended = WARM.enter(first, _inside(copies), messages, identity())
-            with _closing(ended):
-                processes = _Processes([process.pid, pid], ended)
-                yield processes
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(b"\n")
+            if process.stdout.read(1) != b"\n":
+                messages.seek(0)
+                words = messages.read(1000).decode(errors="replace")
+                raise RuntimeError(f"{Path(command[0]).name} did not start: {words}")
+            yield process
         finally:
-            processes.alive()
-            processes.end()
+            process.kill()
+
+
+def _go(process: subprocess.Popen) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(b"\n")
+
+
+@contextlib.contextmanager
+def _written(first: int) -> Iterator[list[int]]:
+    """The places a run may write to, opened from outside: they last as long as they are open."""
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(_closing(os.open(f"/proc/{first}/root{place}", FOLDER)))
+            for place in WRITABLE
+        ]
+
+
+def _folder(descriptors: Sequence[int]) -> Path:
+    return Path(f"/proc/self/fd/{descriptors[0]}")
+
+
+def _joined(group: MemoryGroup, processes: Processes) -> bool:
+    """Whether the run is counted in its group from here on."""
+    try:
+        for member in processes.alive():
+            with contextlib.suppress(ProcessLookupError):
+                group.add(member.pid)
+    except OSError:
+        return False
+    return True
+
+
+def _most_mib(limits: Limits) -> int:
+    """Where the kernel itself stops a run that is faster than the watcher: with its files."""
+    return limits.memory_mib + limits.disk_mib + MARGIN_MIB + 2 * TEMPORARY_MIB
 
 
 def _environment(job: Path, scratch: Path, packages: Sequence[Path]) -> dict[str, str]:
@@ -314,19 +337,20 @@ def _environment(job: Path, scratch: Path, packages: Sequence[Path]) -> dict[str
     }
 
 
-def _inside(copies: dict[Path, Path]) -> dict[str, str]:
+def _variables(copies: dict[Path, Path]) -> dict[str, str]:
     """The environment in bubblewrap, where the copies lie over the original packages."""
     packages = list(dict.fromkeys(original.parent for original in copies))
     return _environment(Path("/job"), Path("/scratch"), packages)
 
 
-def _bubblewrap(job: Path, scratch: Path, copies: dict[Path, Path]) -> list[str]:
+def _bubblewrap(job: Path, copies: dict[Path, Path], limits: Limits) -> list[str]:
     command = [find_bubblewrap(), *ISOLATION, "--hostname", "sandbox"]
     command += ["--clearenv", "--dev", "/dev", "--proc", "/proc"]
     for name in ("sys", "sysrq-trigger", "irq", "bus", "fs", "mtrr", "pressure"):  # root may write
         command += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
-    for folder in ("/dev/shm", "/tmp"):
-        command += ["--size", str(64 * 2**20), "--tmpfs", folder]
+    sizes = (limits.disk_mib + MARGIN_MIB, TEMPORARY_MIB, TEMPORARY_MIB)
+    for folder, size in zip(WRITABLE, sizes, strict=True):
+        command += ["--size", str(size * MIB), "--tmpfs", folder]
     for name in dict.fromkeys([*SYSTEM, sys.base_prefix, sys.prefix]):
         path = Path(name)
         if name in SYSTEM and path.is_symlink() and path.is_dir():  # /lib -> usr/lib
@@ -335,80 +359,11 @@ def _bubblewrap(job: Path, scratch: Path, copies: dict[Path, Path]) -> list[str]
             command += ["--ro-bind-try", name, name]
     for original, copy in copies.items():
         command += ["--ro-bind", str(copy), str(original)]
-    command += ["--ro-bind", str(job), "/job", "--bind", str(scratch), "/scratch"]
+    command += ["--ro-bind", str(job), "/job", "--dir", "/scratch/work"]
     command += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/scratch/work"]
-    for name, value in _inside(copies).items():
+    for name, value in _variables(copies).items():
         command += ["--setenv", name, value]
     return command
-
-
-def _watch(processes: _Processes, scratch: Path, limits: Limits) -> tuple[Reason, float, float]:
-    """Wait for the end of a run, or for the first limit that it breaks.
-
-    Returns the reason, the seconds, and the highest memory use in MiB.
-    """
-    start = time.monotonic()
-    used, peak, turn = 0.0, 0.0, 0
-    tree: list[Any] = []
-    reason: Reason | None = None
-    while reason is None:
-        pause = 0.05 if turn < 20 or len(tree) > MANY else 0.2
-        if select.select([processes.ended], [], [], pause)[0]:
-            reason = "ended"
-            break
-        turn += 1
-        tree = processes.alive()
-        if time.monotonic() - start > limits.seconds:
-            reason = "timeout"
-        elif len(tree) > limits.processes:
-            reason = "processes"
-        elif (used := _memory_mib(tree, limits.memory_mib)) > limits.memory_mib:
-            reason = "memory"
-        elif turn % 5 == 0 and _disk_mib(scratch) > limits.disk_mib:
-            reason = "disk"
-        peak = max(peak, used)
-    return reason, time.monotonic() - start, peak
-
-
-def _memory_mib(tree: Sequence[Any], limit: float) -> float:
-    """Resident memory of all processes; above the limit, shared pages are counted once (PSS).
-
-    Counting pages waits for processes that fork. Where there are many, each counts with what it
-    has more than the one that runs the notebook, of which they are copies.
-    """
-    import psutil
-
-    resident = []
-    for process in tree:
-        with contextlib.suppress(psutil.Error, OSError):
-            resident.append(process.memory_info().rss / 2**20)
-    if sum(resident) <= limit:
-        return sum(resident)
-    if len(tree) > MANY:
-        return sum(max(0.0, each - max(resident[:2])) for each in resident)
-    total = 0.0
-    for process in tree:
-        with contextlib.suppress(psutil.Error, OSError):
-            total += process.memory_full_info().pss / 2**20
-    return total
-
-
-def _disk_mib(folder: Path) -> float:
-    """What a run has written; infinite when it hides files deeper than `MAX_DEPTH` folders."""
-    total, waiting = 0, [(folder, 0)]
-    while waiting:
-        parent, depth = waiting.pop()
-        if depth > MAX_DEPTH:
-            return math.inf
-        with contextlib.suppress(OSError), os.scandir(parent) as entries:
-            for entry in entries:
-                total += 4096  # the entry itself costs too
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append((Path(entry.path), depth + 1))
-                else:
-                    with contextlib.suppress(OSError):
-                        total += entry.stat(follow_symlinks=False).st_blocks * 512
-    return total / 2**20
 
 
 @contextlib.contextmanager
@@ -417,37 +372,3 @@ def _closing(descriptor: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _alive(process: Any) -> bool:
-    """Still running; a zombie is not, whoever may be late to collect it."""
-    import psutil
-
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _switch_off(source: str, module: str, names: set[str]) -> str:
-    """`source` with the bodies of the named functions and classes replaced by an error."""
-    tree = ast.parse(source)
-    found = set()
-    for node in tree.body:
-        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name not in names:
-            continue
-        found.add(node.name)
-        message = (
-            f"this exercise asks you to write {node.name} yourself: "
-            f"while grading, {module}.{node.name} is switched off"
-        )
-        error = ast.parse(f"raise RuntimeError({message!r})").body
-        if isinstance(node, ast.FunctionDef):
-            node.body = error
-        else:
-            init = ast.parse("def __init__(self, *args, **kwargs): ...").body[0]
-            init.body = error  # type: ignore[attr-defined]
-            node.body = [init]
-    if found != names:
-        raise ValueError(f"{module} has no function or class named {sorted(names - found)}")
-    return ast.unparse(tree) + "\n"

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 PRELOADED = (
-    *("kdcourse.grading.kernel", "kdcourse.grading.run"),
+    *("kdcourse.grading.doors", "kdcourse.grading.kernel", "kdcourse.grading.run"),
     *("IPython.core.completerlib", "IPython.core.debugger", "IPython.core.logger"),
     *("IPython.core.oinspect", "IPython.extensions.storemagic", "ipykernel.debugger"),
     *("matplotlib.font_manager", "nbclient", "numpy", "pandas", "papermill.clientwrap"),
@@ -60,7 +60,7 @@ class WarmProcess:
         environment: Mapping[str, str],
         messages: IO[bytes],
         identity: Mapping[str, Any],
-    ) -> tuple[int, int]:
+    ) -> tuple[int, int, int]:
         """Run a notebook inside the sandbox of a process, with nothing but `environment`.
 
         Args:
@@ -70,8 +70,8 @@ class WarmProcess:
             identity: whom bubblewrap was started as, for `Popen`.
 
         Returns:
-            The id of the process inside, as seen here, and a descriptor to close that is readable
-            when that process has ended.
+            The id of the process inside, as seen here, and two descriptors to close: one that is
+            readable when that process has ended, and one to write to for it to begin.
 
         Raises:
             CannotEnter: when that is not possible on this machine.
@@ -79,21 +79,24 @@ class WarmProcess:
         request = json.dumps(dict(environment)).encode()
         for _ in range(2):  # an idle warm process may end just when it is asked
             ended, done = os.pipe()
+            waits, go = os.pipe()
             with contextlib.ExitStack() as stack:
                 stack.callback(os.close, done)
+                stack.callback(os.close, waits)
                 user = stack.enter_context(_open_namespace(sandbox_pid, "user"))
                 outer = fcntl.ioctl(user, _NS_GET_PARENT)
                 stack.callback(os.close, outer)
                 inner = [
                     stack.enter_context(_open_namespace(sandbox_pid, name)) for name in _NAMESPACES
                 ]
-                descriptors = [done, messages.fileno(), outer, *inner, user]
+                descriptors = [done, waits, messages.fileno(), outer, *inner, user]
                 with self._lock, contextlib.suppress(OSError):
                     socket.send_fds(self._running(identity), [request], descriptors)
             pid = os.read(ended, 32)
             if pid:
-                return int(pid), ended
+                return int(pid), ended, go
             os.close(ended)
+            os.close(go)
         self.usable = False
         raise CannotEnter("a warm start is not possible here")
 
@@ -168,7 +171,8 @@ def _enter(environment: dict[str, str], descriptors: list[int]) -> NoReturn:
     """
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        done, messages, *namespaces = descriptors
+        done, waits, messages, *namespaces = descriptors
+        os.dup2(waits, 0)
         os.dup2(messages, 1)
         os.dup2(messages, 2)
         for namespace in namespaces:
@@ -197,8 +201,9 @@ def _run(environment: dict[str, str]) -> NoReturn:
         importlib.invalidate_caches()
         sys.modules["numpy"].random.seed()
 
-        from kdcourse.grading.run import run
+        from kdcourse.grading.run import run, wait_for_go
 
+        wait_for_go()
         run(Path("/job"), Path("/scratch"))
         os._exit(0)
     except BaseException:

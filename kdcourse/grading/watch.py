@@ -1,0 +1,237 @@
+"""What a run uses, seen from outside while it runs, and the first limit that it breaks."""
+
+import contextlib
+import math
+import os
+import select
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .cgroup import MIB, MemoryGroup
+
+Reason = Literal["ended", "timeout", "memory", "processes", "disk"]
+MAX_DEPTH = 100
+MANY = 16
+USUAL_DESCRIPTORS = 64  # a kernel at rest has about fifty
+DESCRIPTOR_MIB = 0.25  # what a pipe or a socket may hold in the kernel's own memory
+ENTRY_BYTES = 4096  # a file without content costs something too
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one run may use."""
+
+    seconds: float
+    memory_mib: int
+    processes: int = 64
+    disk_mib: int = 512
+    output_bytes: int = 5_000_000
+    descriptors: int = 512
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, seen from outside.
+
+    Attributes:
+        reason: what stopped it, or "ended" by itself.
+        seconds: how long it ran.
+        peak_mib: the most memory it was seen to hold.
+        messages: what the run's own processes, not the notebook, wrote.
+        starved: whether the kernel ended some process of this machine meanwhile for lack of memory.
+        room: whether there was as much memory as the run may use when it began.
+    """
+
+    reason: Reason
+    seconds: float
+    peak_mib: int
+    messages: str
+    starved: bool = False
+    room: bool = True
+
+
+class Processes:
+    """All that was seen of a run, and a descriptor that is readable when its first one ends."""
+
+    def __init__(self, pids: Sequence[int], ended: int) -> None:
+        import psutil
+
+        self.ended = ended
+        self.roots = []
+        for pid in pids:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.roots.append(psutil.Process(pid))
+        self.seen = {root.pid: root for root in self.roots}
+
+    def alive(self) -> list[Any]:
+        """The run's processes at this moment."""
+        import psutil
+
+        tree = list(self.roots)
+        for root in self.roots:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                tree += root.children(recursive=True)
+        self.seen.update((member.pid, member) for member in tree)
+        return tree
+
+    def end(self) -> None:
+        """End them and wait until they are gone.
+
+        With bubblewrap the first process of the namespace is among them, and takes along the rest.
+        """
+        import psutil
+
+        for member in self.seen.values():
+            with contextlib.suppress(psutil.Error):
+                member.kill()
+        deadline = time.monotonic() + 10
+        while any(map(_alive, self.seen.values())) and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+
+class Places:
+    """Where a run may write: open folders of file systems of their own, or one ordinary folder.
+
+    Of a file system the kernel says how full it is, which counts files that have no name any more.
+
+    Attributes:
+        pause: after how many looks at the run it is time to look here; walking a folder is slow.
+    """
+
+    def __init__(self, descriptors: Sequence[int] = (), folder: Path | None = None) -> None:
+        self._descriptors = descriptors
+        self._folder = folder
+        self.pause = 1 if folder is None else 5
+
+    def held_mib(self) -> float:
+        """What the file systems hold in memory."""
+        states = map(os.fstatvfs, self._descriptors)
+        return sum((s.f_blocks - s.f_bfree) * s.f_frsize for s in states) / MIB
+
+    def used_mib(self) -> float:
+        """The size of all files, with what their mere number costs."""
+        if self._folder is not None:
+            return _folder_mib(self._folder)
+        states = map(os.fstatvfs, self._descriptors)
+        files = sum(state.f_files - state.f_ffree for state in states)
+        return self.held_mib() + files * ENTRY_BYTES / MIB
+
+
+def watch(
+    processes: Processes, places: Places, limits: Limits, group: MemoryGroup | None
+) -> tuple[Reason, float, float]:
+    """Wait for the end of a run, or for the first limit that it breaks.
+
+    Returns the reason, the seconds, and the highest memory use in MiB.
+    """
+    start, used, peak, turn = time.monotonic(), 0.0, 0.0, 0
+    tree: list[Any] = []
+    reason: Reason | None = None
+    while reason is None:
+        pause = 0.05 if turn < 20 or len(tree) > MANY else 0.2
+        ended = bool(select.select([processes.ended], [], [], pause)[0])
+        turn += 1
+        tree = processes.alive()
+        disk = places.used_mib() if turn % places.pause == 0 or ended else 0.0
+        used = 0.0 if ended else _memory_mib(tree, limits.memory_mib)
+        if group is not None:  # what is written is counted as files
+            used = max(used, group.used_mib() - places.held_mib())
+        peak = max(peak, used)
+        if used > limits.memory_mib or (group is not None and group.overflowed()):
+            reason = "memory"
+        elif disk > limits.disk_mib:
+            reason = "disk"
+        elif ended:
+            reason = "ended"
+        elif len(tree) > limits.processes:
+            reason = "processes"
+        elif time.monotonic() - start > limits.seconds:
+            reason = "timeout"
+    return reason, time.monotonic() - start, peak
+
+
+def _memory_mib(tree: Sequence[Any], limit: float) -> float:
+    """What all processes hold; above the limit, shared pages are counted once (PSS).
+
+    Counting pages waits for processes that fork. Where there are many, each counts with what it
+    has more than the one that runs the notebook, of which they are copies.
+    """
+    sizes = [_sizes_mib(process.pid) for process in tree]
+    resident = [pages for pages, _ in sizes]
+    hidden = sum(tables for _, tables in sizes) + _kernel_mib(tree)
+    if sum(resident) + hidden <= limit:
+        return sum(resident) + hidden
+    if len(tree) > MANY:
+        return hidden + sum(max(0.0, each - max(resident[:2])) for each in resident)
+    return hidden + sum(map(_proportional_mib, tree, resident))
+
+
+def _sizes_mib(pid: int) -> tuple[float, float]:
+    """A process's pages, in memory and in swap, and the tables that lead to them."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+        fields = dict(line.split(":", 1) for line in lines.splitlines() if ":" in line)
+        pages, swapped, tables = (
+            int(fields.get(name, "0").split()[0]) / 1024 for name in ("VmRSS", "VmSwap", "VmPTE")
+        )
+        return pages + swapped, tables
+    return 0.0, 0.0
+
+
+def _proportional_mib(process: Any, resident: float) -> float:
+    import psutil
+
+    try:
+        full = process.memory_full_info()
+        return (full.pss + full.swap) / MIB
+    except psutil.NoSuchProcess:
+        return 0.0
+    except (psutil.Error, OSError):  # it hides how much it shares: it counts with all
+        return resident
+
+
+def _kernel_mib(tree: Sequence[Any]) -> float:
+    """What pipes and sockets may hold in the kernel: by their number, and by what waits in them."""
+    import psutil
+
+    held = 0.0
+    for process in tree:
+        with contextlib.suppress(psutil.Error, OSError):
+            held += DESCRIPTOR_MIB * max(0, process.num_fds() - USUAL_DESCRIPTORS)
+    for name in ("tcp", "tcp6") if tree else ():
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            lines = Path(f"/proc/{tree[-1].pid}/net/{name}").read_text().splitlines()[1:]
+            queues = (line.split()[4].split(":") for line in lines)
+            held += 2 * sum(int(size, 16) for queue in queues for size in queue) / MIB
+    return held
+
+
+def _folder_mib(folder: Path) -> float:
+    """What a run has written; infinite when it hides files deeper than `MAX_DEPTH` folders."""
+    total, waiting = 0, [(folder, 0)]
+    while waiting:
+        parent, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            return math.inf
+        with contextlib.suppress(OSError), os.scandir(parent) as entries:
+            for entry in entries:
+                total += ENTRY_BYTES
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append((Path(entry.path), depth + 1))
+                else:
+                    with contextlib.suppress(OSError):
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
+    return total / MIB
+
+
+def _alive(process: Any) -> bool:
+    """Still running; a zombie is not, whoever may be late to collect it."""
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,324 @@
+"""The walls around a run, each alone, and what is no student's fault when a machine fails."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from classroom import FIT, MASTER, kdcourse, result, rows
+
+from kdcourse.grading import cgroup, doors, execute, grade, sandbox, submission, watch
+from kdcourse.grading.key import Key
+
+TRIES = """
+import ctypes, errno, fcntl, os, sys
+from kdcourse.grading import doors
+libc = ctypes.CDLL(None, use_errno=True)
+def tried(number):
+    ctypes.set_errno(0)
+    libc.syscall(number, 0, 0, 0, 0, 0)
+    return errno.errorcode.get(ctypes.get_errno(), "open")
+numbers = doors.NUMBERS[os.uname().machine][2]
+before = [tried(number) for number in numbers]
+doors.close()
+print([tried(number) for number in numbers].count("ENOSYS"), before.count("ENOSYS"))
+try:
+    fcntl.fcntl(os.pipe()[1], 1031, 2**20)
+except OSError as error:
+    print(errno.errorcode[error.errno])
+print(fcntl.fcntl(os.pipe()[1], fcntl.F_GETFL), os.getpid() > 0)
+import torch
+print(torch.ones(3, 3).matmul(torch.ones(3, 3)).sum())
+"""
+
+
+def test_the_filter_closes_what_hides_memory_and_nothing_else():
+    done = subprocess.run([sys.executable, "-c", TRIES], capture_output=True, text=True, check=True)
+    closed, pipe, *rest = done.stdout.splitlines()
+    after, before = map(int, closed.split())
+    assert after == len(doors.CLOSED) > before
+    assert pipe == "EPERM"
+    assert rest == ["1 True", "tensor(27.)"]
+
+
+def test_each_closed_call_has_a_number_on_each_machine():
+    for architecture, fcntl, numbers in doors.NUMBERS.values():
+        assert len(numbers) == len(doors.CLOSED) == len(set(numbers))
+        assert fcntl not in numbers
+        assert architecture >> 30 == 3  # 64 bits, little-endian
+    assert len(doors._program("x86_64")) % 8 == 0
+
+
+def test_without_known_calls_grading_stops_and_says_so(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "abacus")
+    with pytest.raises(RuntimeError, match="on abacus the system calls that hide memory"):
+        sandbox.check_bubblewrap()
+
+
+# Memory
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_group_counts_all_but_what_can_be_dropped(tmp_path, monkeypatch, version):
+    """Both versions of the kernel's interface, as files; a real group is used in the next test."""
+    top = tmp_path / ("memory" if version == 1 else "")
+    (top / "session").mkdir(parents=True)
+    monkeypatch.setattr(cgroup, "MOUNTS", tmp_path)
+    monkeypatch.setattr(cgroup, "OWN", tmp_path / "own")
+    (tmp_path / "own").write_text("4:memory:/session\n" if version == 1 else "0::/session/shell\n")
+    if version == 2:
+        (top / "session" / "cgroup.subtree_control").write_text("cpu memory\n")
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.oom_control", "total_"),
+        2: ("memory.max", "memory.current", "memory.events", ""),
+    }
+    limit, usage, events, prefix = names[version]
+
+    def mkdtemp(**options):  # the kernel fills a new group with files
+        folder = Path(options["dir"]) / "kdcourse-new"
+        folder.mkdir()
+        (folder / limit).write_text("max")
+        (folder / "cgroup.procs").write_text("")
+        return str(folder)
+
+    monkeypatch.setattr(cgroup.tempfile, "mkdtemp", mkdtemp)
+    monkeypatch.setattr(cgroup, "_remove", lambda folder: None)
+    with cgroup.memory_group(300) as group:
+        folder = top / "session" / "kdcourse-new"
+        assert (folder / limit).read_text() == str(300 * 2**20)
+        group.add(7)
+        assert (folder / "cgroup.procs").read_text() == "7"
+        (folder / usage).write_text(str(200 * 2**20))
+        (folder / "memory.stat").write_text(
+            f"{prefix}active_file {2**20}\n{prefix}inactive_file {4 * 2**20}\nanon 7\n"
+        )
+        assert group.used_mib() == 195
+        (folder / events).write_text("low 0\noom_kill 0\n")
+        assert not group.overflowed()
+        (folder / events).write_text("low 0\noom_kill 1\n")
+        assert group.overflowed()
+
+
+def test_without_a_group_there_is_none_and_a_real_one_is_removed(tmp_path, monkeypatch):
+    with cgroup.memory_group(200) as group:
+        if group is not None:  # root has one on most machines
+            folder = group._folder
+            child = subprocess.Popen(
+                [sys.executable, "-c", "input(); x = bytearray(10**9)"], stdin=-1
+            )
+            group.add(child.pid)
+            child.communicate(b"\n")
+            assert child.returncode == -signal.SIGKILL
+            assert group.overflowed()
+    assert group is None or not folder.exists()
+    monkeypatch.setattr(cgroup, "OWN", tmp_path / "no-such-file")
+    with cgroup.memory_group(200) as group:
+        assert group is None
+
+
+HOLDS = """
+import mmap, os, socket, sys
+kept = {}
+print("ready", flush=True)
+input()
+print("holds", flush=True)
+input()
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "least"),
+    [
+        ("bytearray(200 * 2**20)", 190),
+        ("[os.pipe() for _ in range(232)]", 95),
+        ("[(lambda m: [m[at] for at in range(0, 2**36, 2**21)] and m)(mmap.mmap(-1, 2**36, "
+         "flags=0x4022, prot=1))]", 120),
+    ],
+)  # fmt: skip
+def test_what_processes_hold_is_counted_without_a_group(what, least):
+    program = HOLDS.replace('input()\nprint("holds"', f'input()\nkept = {what}\nprint("holds"')
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe) as child:
+        tree = [psutil.Process(child.pid)]
+        child.stdout.readline()
+        before = watch._memory_mib(tree, 10**6)
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        child.stdout.readline()
+        assert watch._memory_mib(tree, 10**6) - before > least
+        assert watch._memory_mib(tree, 1) - before > least / 2
+        child.kill()
+
+
+# Files
+
+
+def test_a_runs_files_live_in_a_file_system_of_their_own_and_size(assigned, student):
+    key = Key(assigned / "key")
+    cells = submission.parse_cells(json.dumps(student().solved().notebook).encode())
+    notebook = submission.rebuild(key.master, cells)
+    limits = sandbox.Limits(30, 700)
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with execute.executed_for(key, notebook, limits=limits, isolation="bwrap") as run:
+        state = os.statvfs(run.answers)
+        assert state.f_blocks * state.f_frsize == (limits.disk_mib + sandbox.MARGIN_MIB) * 2**20
+        assert sorted(path.name for path in run.answers.iterdir()) == [
+            *("large.json", "slope.json", "small.json")
+        ]
+    sandbox.WARM.close()
+    assert len(os.listdir("/proc/self/fd")) == len(before)  # noqa: PTH208
+
+
+def test_a_file_without_a_name_counts(tmp_path):
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    places = watch.Places([descriptor])
+    before = places.used_mib()
+    hidden = os.open(tmp_path / "x", os.O_CREAT | os.O_RDWR)
+    (tmp_path / "x").unlink()
+    os.posix_fallocate(hidden, 0, 300 * 2**20)
+    try:
+        assert places.used_mib() - before > 200
+        assert watch.Places(folder=tmp_path).used_mib() < 1  # walking names does not see it
+    finally:
+        os.close(hidden)
+        os.close(descriptor)
+
+
+# The machine fails
+
+
+def ended(**seen):
+    return watch.Outcome("ended", 1.0, 100, "", **seen)
+
+
+def test_a_run_that_the_kernel_ended_for_lack_of_memory_is_not_the_students(tmp_path):
+    notebook, limits = SimpleNamespace(cells=[]), watch.Limits(10, 700)
+
+    def described(outcome, alone):
+        return execute._describe(outcome, notebook, tmp_path, limits, alone)
+
+    with pytest.raises(execute.MachineFailure, match="no memory left"):
+        described(ended(starved=True, room=True), False)
+    with pytest.raises(execute.MachineFailure, match="no memory left"):
+        described(ended(starved=True, room=False), True)
+    assert described(ended(starved=True, room=True), True).status == "memory"  # it did it itself
+    assert described(ended(), True).status == "killed"
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "run.json").write_text('{"finished": true}')
+    assert described(ended(starved=True, room=False), False).status == "graded"
+
+
+@pytest.fixture
+def three(tmp_path, monkeypatch):
+    """Grades three made-up submissions; what is done with each can be changed."""
+    parts = (SimpleNamespace(part="p"),)
+    made = SimpleNamespace(
+        digest="", run_digest="", exercise=SimpleNamespace(parts=parts, name="x")
+    )
+    monkeypatch.setattr(grade, "Key", lambda folder: made)
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        (tmp_path / "in" / f"{name}.ipynb").touch()
+    said = []
+
+    def graded(grade_one):
+        monkeypatch.setattr(grade, "grade_one", grade_one)
+        settings = grade.Settings(tmp_path, 1, 1, "none")
+        grade.grade_all(tmp_path / "in", tmp_path / "out", settings, announce=said.append)
+        return "\n".join(said)
+
+    return graded
+
+
+def made_up(item):
+    part = {"part": "p", "title": "P", "points": 1, "score": 1, "message": "right"}
+    return {
+        **{"student": item.student, "submission": "", "status": "graded", "note": ""},
+        **{"score": 1, "max_score": 1, "parts": [part], "errors": [], "outputs": []},
+        "sandbox": "none",
+    }
+
+
+def table(folder):
+    lines = (folder / "out" / "grades.csv").read_text().splitlines()
+    return [line[0] for line in lines[1:]]
+
+
+FAILURES = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    MemoryError(),
+    execute.MachineFailure("no memory left"),
+    ZeroDivisionError("a fault of ours"),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_what_the_machine_failed_once_is_graded_again_and_told(three, tmp_path, failure):
+    tries = []
+
+    def grade_one(item, fingerprint, settings, alone):
+        tries.append((item.student, alone))
+        if tries.count(("b", False)) == 1 and not alone and item.student == "b":
+            raise failure
+        return made_up(item)
+
+    said = three(grade_one)
+    assert tries == [("a", False), ("b", False), ("c", False), ("b", True)]
+    assert "failed on 1 submissions; they are graded once more" in said
+    assert table(tmp_path) == ["a", "b", "c"]
+
+
+def test_what_it_fails_twice_has_no_result_and_costs_nobody_else_anything(three, tmp_path):
+    def grade_one(item, fingerprint, settings, alone):
+        if item.student == "b":
+            raise OSError(errno.ENOSPC, "the disk is full")
+        return made_up(item)
+
+    with pytest.raises(RuntimeError, match=r"on 1 submissions twice(.|\n)*b:\nOSError(.)*is full"):
+        three(grade_one)
+    assert table(tmp_path) == ["a", "c"]
+    assert len(list((tmp_path / "out" / "results").iterdir())) == 2
+
+
+def test_a_worker_that_dies_takes_no_result_with_it(assigned, student, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "b", "c", "d"):
+        waits = "import time; time.sleep(1)"
+        made = student().solved().add(waits, FIT)
+        (folder / f"{name}.ipynb").write_text(json.dumps(made.notebook))
+    arguments = ("grade", MASTER, folder, "--out", out, "--key", assigned / "key", "--jobs", 2)
+    done = []
+    thread = threading.Thread(target=lambda: done.append(kdcourse(*arguments)))
+    thread.start()
+    while not (workers := _workers()):
+        assert thread.is_alive()
+        time.sleep(0.05)
+    time.sleep(2)
+    os.kill(workers[0], signal.SIGKILL)
+    thread.join()
+    assert done[0].returncode == 0, done[0].stderr
+    assert "a process that graded died" in done[0].stdout
+    assert {name: row["score"] for name, row in rows(out).items()} == dict.fromkeys("abcd", "6")
+    assert result(out, "a")["status"] == "graded"
+
+
+def _workers():
+    """The processes of joblib below this one."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if "popen_loky_posix" in line and "resource_tracker" not in line:
+            found.append(process.pid)
+    return found
