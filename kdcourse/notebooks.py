@@ -7,6 +7,7 @@ compares. The format of a source is described in CONTRIBUTING.md, section "Noteb
 import argparse
 import ast
 import copy
+import importlib.metadata
 import inspect
 import re
 import sys
@@ -20,7 +21,14 @@ SETUP = """\
 try:
     import kdcourse  # already here on your own machine: nothing to do
 except ImportError:  # on Colab: fetch the course's package; its PyTorch stays as it is
-    %pip install --quiet "kdcourse @ git+{{repository}}@{{tag}}\""""
+    from importlib.util import find_spec
+
+    %pip install -qqq "kdcourse @ git+{{repository}}@{{tag}}"
+    if find_spec("kdcourse") is None:
+        raise SystemExit(
+            "kdcourse could not be installed, which takes the internet and git: connect and run "
+            "this cell again, or install it beforehand, as {{repository}} says."
+        ) from None"""
 STUB = 'raise NotImplementedError("not answered yet")'
 QUICK = r"^# kdcourse check uses: (.+)$"
 PRIVATE_TAGS = {"probe", "key", "solution"}
@@ -33,13 +41,26 @@ _END = re.compile(r"^\s*# END SOLUTION$")
 
 
 def fill_placeholders(text: str, root: Path = ROOT) -> str:
-    """Replace `{{setup}}`, `{{repository}}` and `{{tag}}` by what `root`'s pyproject.toml says."""
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return (
-        text.replace("{{setup}}", SETUP)
-        .replace("{{repository}}", project["urls"]["Repository"])
-        .replace("{{tag}}", f"v{project['version']}")
-    )
+    """Replace `{{setup}}`, `{{repository}}` and `{{tag}}`.
+
+    Repository and version are what `root`'s pyproject.toml says, or the installed package itself
+    where there is no copy of the repository.
+    """
+    text = text.replace("{{setup}}", SETUP)
+    if not any(name in text for name in ("{{repository}}", "{{tag}}")):
+        return text
+    repository, version = _published(root)
+    return text.replace("{{repository}}", repository).replace("{{tag}}", f"v{version}")
+
+
+def _published(root: Path) -> tuple[str, str]:
+    """Repository and version."""
+    if (root / "book").is_dir():
+        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        return project["urls"]["Repository"], project["version"]
+    about = importlib.metadata.metadata("kdcourse")
+    links = dict(line.split(", ", 1) for line in about.get_all("Project-URL", []))
+    return links["Repository"], about["Version"]
 
 
 def read_source(path: Path, *, explicit_ids: bool = False, root: Path = ROOT) -> Any:
@@ -51,11 +72,11 @@ def read_source(path: Path, *, explicit_ids: bool = False, root: Path = ROOT) ->
     Args:
         path: the source, `*.md`.
         explicit_ids: every code cell must carry an `id` (exercise masters).
-        root: the repository, whose pyproject.toml fills the placeholders.
+        root: the repository, for `fill_placeholders`.
 
     Raises:
-        ValueError: without exactly one `parameters` cell, for a repeated or missing id, or for
-            solution marks that do not pair up.
+        ValueError: without exactly one `parameters` cell, for a repeated or missing id, for
+            solution marks that do not pair up, or for front matter that a notebook cannot hold.
     """
     import jupytext
     import nbformat
@@ -63,6 +84,7 @@ def read_source(path: Path, *, explicit_ids: bool = False, root: Path = ROOT) ->
     text = fill_placeholders(path.read_text(encoding="utf-8"), root)
     notebook = jupytext.reads(text, fmt="md:myst")
     kept = {k: v for k, v in notebook.metadata.items() if k not in {"jupytext", *_METADATA}}
+    _check_plain(kept, str(path))
     notebook.metadata = nbformat.from_dict({**kept, **copy.deepcopy(_METADATA)})
 
     parameters = sum("parameters" in tags(cell) for cell in notebook.cells)
@@ -103,7 +125,8 @@ def is_answer(cell: Any) -> bool:
 def student_version(master: Any) -> Any:
     """What the learner gets: solutions become stubs, private cells and grading details are gone.
 
-    Every code cell keeps its id in the metadata as well, because some editors rewrite `cell.id`.
+    Every code cell keeps its id in the metadata as well, because some editors rewrite `cell.id`;
+    an answer cell also its stub, by which `kdcourse check` knows what the learner wrote.
     """
     return _public_version(master, solved=False)
 
@@ -206,6 +229,8 @@ def _public_version(master: Any, *, solved: bool) -> Any:
         cell.metadata.pop("grading", None)
         if cell.cell_type == "code":
             stub, solution = _split_solution(cell.source, cell.id)
+            if is_answer(cell):
+                cell.metadata["stub"] = stub
             cell.source = solution if solved else stub
             if quick and "parameters" in tags(cell):
                 values = "; ".join(f"{name} = {value!r}" for name, value in quick.items())
@@ -213,6 +238,18 @@ def _public_version(master: Any, *, solved: bool) -> Any:
             cell.metadata["id"] = cell.id
             cell.metadata["deletable"] = False
     return notebook
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Front matter may say more than JSON: a date, above all."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_plain(inner, f"{where}: {name}")
+    elif isinstance(value, list):
+        for inner in value:
+            _check_plain(inner, where)
+    elif value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"{where}: a notebook cannot hold {value!r}; put it in quotes")
 
 
 def _split_solution(source: str, where: str) -> tuple[str, str]:

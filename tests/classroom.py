@@ -1,10 +1,14 @@
 """A small exercise, students who hand it in, and the command line that grades them."""
 
+import contextlib
 import csv
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+from kdcourse.cli import main
 
 MASTER = Path(__file__).parent / "grading" / "double.md"
 DOUBLE, FIT = "answer-double", "answer-fit"
@@ -43,6 +47,17 @@ def kdcourse(*arguments, **options):
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "kdcourse.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def call(*arguments):
+    """Call the command line in this process: its exit code, and all that it printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = end.code
+    return code, " ".join(printed.getvalue().split())
 
 
 def rows(out):

@@ -1,17 +1,21 @@
 """The two programs that the tests need and pip cannot install: Chromium and bubblewrap.
 
 Run as a script, this fetches what is missing where it can, and otherwise names the package and
-stops. As a module it starts the browser for the tests of the built pages.
+stops. With the argument `bubblewrap` it only tries to fetch that one, says nothing and never fails:
+the book can be built without. As a module it starts the browser for the tests of the built pages.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+from typing import TYPE_CHECKING, Any
 
-from playwright.sync_api import Browser, Error, Playwright, sync_playwright
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Playwright
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM_FLAGS = [
@@ -31,6 +35,8 @@ def launch_chromium(playwright: Playwright) -> Browser:
     Raises:
         playwright.sync_api.Error: when neither starts.
     """
+    from playwright.sync_api import Error
+
     installed = [path for name in CHROMIUM_NAMES if (path := shutil.which(name))]
     for path in installed:
         try:
@@ -42,6 +48,8 @@ def launch_chromium(playwright: Playwright) -> Browser:
 
 def chromium_works() -> bool:
     """Whether a Chromium starts."""
+    from playwright.sync_api import Error, sync_playwright
+
     try:
         with sync_playwright() as playwright:
             launch_chromium(playwright).close()
@@ -59,13 +67,19 @@ def bubblewrap_works() -> bool:
         return False
 
 
-def apt_install(package: str) -> None:
-    """Install one package, if this is root on Debian or Ubuntu."""
+def apt_install(package: str, **options: Any) -> None:
+    """Install one package, if this is root on Debian or Ubuntu; `options` are for `run`."""
     if os.geteuid() == 0 and shutil.which("apt-get"):
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         install = ["apt-get", "install", "--yes", "--no-install-recommends", package]
         for command in (["apt-get", "update"], install):
-            subprocess.run(command, env=environment, check=False)
+            subprocess.run(command, env=environment, check=False, **options)
+
+
+def try_bubblewrap() -> None:
+    """Install bubblewrap where that is possible, without a word."""
+    if shutil.which("bwrap") is None:
+        apt_install("bubblewrap", capture_output=True, timeout=120)
 
 
 def main() -> None:
@@ -90,4 +104,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["bubblewrap"]:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            try_bubblewrap()
+    else:
+        main()

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -15,13 +15,22 @@ from xml.etree import ElementTree
 import psutil
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from classroom import call
 from playwright.sync_api import sync_playwright
 from programs import launch_chromium
-from typer.testing import CliRunner
 
 from kdcourse import notebooks
-from kdcourse.cli import app
-from kdcourse.grading import exports, gradebook, key, public, report, similar, submission
+from kdcourse.grading import (
+    exports,
+    gradebook,
+    key,
+    notes,
+    public,
+    report,
+    similar,
+    submission,
+    submit,
+)
 from kdcourse.grading.tables import read_rows
 
 MASTER = Path(__file__).parent / "grading" / "double.md"
@@ -33,11 +42,9 @@ SHIFTED_FIT = 'def fit(x, y):\n    return {"slope": (x * y).sum() / (x * x).sum(
 
 def kdcourse(*arguments, code=0):
     """Call the command line in this process; returns what it printed."""
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == code, done.output
-    return " ".join(done.output.split())
+    ended, printed = call(*arguments)
+    assert ended == code, printed
+    return printed
 
 
 def table(out):
@@ -719,7 +726,8 @@ def test_a_failed_check_says_what_was_expected_and_where_to_look():
     assert lines == [
         "✗ Twice two: expected 4, got 6",
         "  Look under “Part 1: twice”, at the cell ‘with check('Twice two'):’",
-        "✗ Half of two: NameError: name 'nothing' is not defined, in the line: return x / nothing",
+        "✗ Half of two: NameError: name 'nothing' is not defined, in the line: return x / nothing "
+        "(in the cell ‘def half(x):’)",
         "  Look under “Part 2: half”, at the cell ‘with check('Half of two'):’",
         "– Half of four: not answered yet",
         "✓ One",
@@ -752,6 +760,264 @@ def test_what_cells_raise_is_told_with_its_line_and_stops_nothing():
     assert lines[-1].startswith("1 of 7 pass, 5 fail, 1 not answered yet.")
 
 
+# A notebook's cells, then what is said of the last one, and where to look: cell and line.
+PLACES = {
+    "a word too many": (
+        ["import math", "x = 1\ny = 2 3"],
+        "✗ SyntaxError: invalid syntax",
+        ("x = 1", 2, "y = 2 3"),
+    ),
+    "empty lines above": (
+        ["\n\nx = 1\ny = = 2"],
+        "✗ SyntaxError: invalid syntax",
+        ("x = 1", 4, "y = = 2"),
+    ),
+    "a bracket that is not closed": (
+        ["x = 1\ny = max(1,\n    2\nz = 3"],
+        "✗ SyntaxError: '(' was never closed",
+        ("x = 1", 2, "y = max(1,"),
+    ),
+    "a bracket that is not closed at the end": (
+        ["x = 1\ny = max(1,\n    2"],
+        "✗ SyntaxError: '(' was never closed",
+        ("x = 1", 2, "y = max(1,"),
+    ),
+    "a missing indent": (
+        ["for i in range(3):\nprint(i)"],
+        "✗ IndentationError: expected an indented block after 'for' statement on line 1",
+        ("for i in range(3):", 2, "print(i)"),
+    ),
+    "a string that is not closed": (
+        ["x = 1\ny = 'two"],
+        "✗ SyntaxError: unterminated string literal (detected at line 2)",
+        ("x = 1", 2, "y = 'two"),
+    ),
+    "a syntax error of something else": (
+        ["x = 1\nexec('y = = 2')"],
+        "✗ SyntaxError: invalid syntax (<string>, line 1)",
+        ("x = 1", 2, "exec('y = = 2')"),
+    ),
+    "a module that does not compile": (
+        [
+            "open('odd_one.py', 'w').write('y = = 2')",
+            "import sys; sys.path.insert(0, '.')",
+            "x = 1\nimport odd_one",
+        ],
+        "✗ SyntaxError: invalid syntax (odd_one.py, line 1)",
+        ("x = 1", 2, "import odd_one"),
+    ),
+    "two cells that are the same": (
+        ["def f(x):\n    return x", "f(1 / 1)", "def f(x):\n    return 1 / x", "f(0)", "f(1 / 1)"],
+        "✗ ZeroDivisionError: division by zero",
+        ("def f(x):", 2, "return 1 / x"),
+    ),
+    "a timed cell": (
+        ["%%time\nx = 1\nx / 0"],
+        "✗ ZeroDivisionError: division by zero",
+        ("%%time", 3, "x / 0"),
+    ),
+    "a timed cell that does not compile": (
+        ["%%time\nx = 1\nx = = 2"],
+        "✗ SyntaxError: invalid syntax",
+        ("%%time", 3, "x = = 2"),
+    ),
+    "a function from a timed cell": (
+        ["%%time\ndef f(x):\n    return x / 0\n", "f(1)"],
+        "✗ ZeroDivisionError: division by zero",
+        ("%%time", 3, "return x / 0"),
+    ),
+    "below magics": (
+        ["%load_ext autoreload\n!echo \\\n  two lines\nfiles = !ls\n1 / 0"],
+        "✗ ZeroDivisionError: division by zero",
+        ("%load_ext autoreload", 5, "1 / 0"),
+    ),
+    "a magic that does not exist": (
+        ["x = 1\n%nothing 3"],
+        "✗ UsageError: Line magic function `%nothing` not found.",
+        ("x = 1", 2, "%nothing 3"),
+    ),
+    "an end by sys.exit": (
+        ["import sys\nsys.exit('enough')"],
+        "✗ SystemExit: enough",
+        ("import sys", 2, "sys.exit('enough')"),
+    ),
+    "an end by exit": (["x = 1\nexit()"], "✗ SystemExit", ("x = 1", 2, "exit()")),
+    "an interruption": (
+        ["x = 1\nraise KeyboardInterrupt"],
+        "✗ KeyboardInterrupt",
+        ("x = 1", 2, "raise KeyboardInterrupt"),
+    ),
+    "a group": (
+        ["x = [ValueError('a'), TypeError()]\nraise ExceptionGroup('two', x)"],
+        "✗ ExceptionGroup: two (2 sub-exceptions): ValueError: a; TypeError: ",
+        ("x = [ValueError('a'), TypeError()]", 2, "raise ExceptionGroup('two', x)"),
+    ),
+    "no end of calls": (
+        ["def f(x):\n    return f(x + 1)", "f(0)"],
+        "✗ RecursionError: maximum recursion depth exceeded",
+        ("def f(x):", 2, "return f(x + 1)"),
+    ),
+    "an exception that cannot say what it is": (
+        ["class Odd(Exception):\n    def __str__(self):\n        return 1 / 0\n\nraise Odd"],
+        "✗ Odd",
+        ("class Odd(Exception):", 5, "raise Odd"),
+    ),
+}
+
+
+LIBRARIES = {
+    "inside torch": (
+        ["import torch\nx = torch.ones(3)", "x = x + 1\ntorch.nn.functional.one_hot(x)"],
+        "✗ RuntimeError: one_hot is only applicable to index tensor",
+        ("x = x + 1", 2, "torch.nn.functional.one_hot(x)"),
+    ),
+    "inside numpy": (
+        ["import numpy as np", "def f(x):\n    return np.stack([\n        x, x[:1]])", "f([1, 2])"],
+        "✗ ValueError: all input arrays must have the same shape",
+        ("def f(x):", 2, "return np.stack(["),
+    ),
+    "inside pandas": (
+        ["import pandas as pd", "x = pd.DataFrame({'a': [1]})\nx['b']"],
+        "✗ KeyError: 'b'",
+        ("x = pd.DataFrame({'a': [1]})", 2, "x['b']"),
+    ),
+    "inside matplotlib": (
+        ["%matplotlib inline\nimport matplotlib.pyplot as plt", "plt.figure()\nplt.plot([1], [])"],
+        "✗ ValueError: x and y must have same first dimension, but have shapes (1,) and (0,)",
+        ("plt.figure()", 2, "plt.plot([1], [])"),
+    ),
+    "a library's own NotImplementedError": (
+        ["class Loss(torch.nn.Module):\n    pass\n\nLoss()(1)"],
+        '✗ NotImplementedError: Module [Loss] is missing the required "forward" function',
+        ("class Loss(torch.nn.Module):", 4, "Loss()(1)"),
+    ),
+    "a NotImplementedError that no Python line raises": (
+        ["x = torch.ones(2, dtype=torch.long)\nx.softmax(0)"],
+        "✗ NotImplementedError: ",
+        ("x = torch.ones(2, dtype=torch.long)", 2, "x.softmax(0)"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_what_is_wrong_is_told_with_its_cell_and_line(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells, said, (cell, number, line) = PLACES[case]
+    told, place, *hint = checked(*cells)[:-2]
+    assert told.startswith(said)
+    assert place == f"  Look at the top, at the cell ‘{cell}’, line {number}: {line}"
+    assert not hint
+
+
+def test_what_a_library_raises_is_told_at_the_line_that_led_there():
+    cells = [text for name, (code, _, _) in LIBRARIES.items() for text in (f"# {name}", *code)]
+    lines = checked(*cells)[:-2]
+    assert len(lines) == 2 * len(LIBRARIES)
+    told = zip(lines[::2], lines[1::2], strict=True)
+    for (words, place), name in zip(told, LIBRARIES, strict=True):
+        _, said, (cell, number, line) = LIBRARIES[name]
+        assert words.startswith(said)
+        assert place == f"  Look under “{name}”, at the cell ‘{cell}’, line {number}: {line}"
+
+
+def test_magics_are_no_questions_and_break_nothing():
+    lines = checked(
+        f"{CHECK}\nimport matplotlib.pyplot as plt",
+        "%matplotlib inline\nplt.plot([1, 2])",
+        "%matplotlib widget\n%load_ext autoreload\n%autoreload 2\n%gui qt",
+        "!ls",
+        "%%time\nplt.show()",
+        "%%capture seen\nprint('✗ not for the page')",
+        "with check('The end'):\n    assert 'not for' in seen.stdout",
+    )
+    assert lines == [
+        "✓ The end",
+        "",
+        "1 of 1 pass, 0 fail. These are examples: grading asks the same with other inputs.",
+    ]
+
+
+def test_a_check_tells_a_librarys_not_implemented_error_as_an_error():
+    lines = checked(
+        f"{CHECK}\nimport torch",
+        "def answer(x):\n    return torch.nn.Module()(x)",
+        "with check('One'):\n    answer(1)",
+        "with check('Two'):\n    assert 1 + 1 == 3",
+    )
+    assert lines[0] == (
+        '✗ One: NotImplementedError: Module [Module] is missing the required "forward" function, '
+        "in the line: return torch.nn.Module()(x) (in the cell ‘def answer(x):’)"
+    )
+    assert lines[2] == "✗ Two: AssertionError, in the line: assert 1 + 1 == 3"
+
+
+def small_exercise(answer, extra="x = 1"):
+    """The small exercise's notebook, its first question answered so, and one more cell."""
+    master = notebooks.read_source(MASTER, explicit_ids=True)
+    made = json.loads(json.dumps(notebooks.student_version(master)))
+    for each in made["cells"]:
+        each["source"] = answer if each["id"] == "answer-double" else each["source"]
+    made["cells"].append({"cell_type": "code", "metadata": {}, "source": extra})
+    return json.dumps(made).encode()
+
+
+def noted(*cells):
+    """The notes of `check` for it."""
+    notebook = small_exercise(*cells)
+    parsed = submission.parse_cells(notebook)
+    code = [cell for cell in parsed if cell["type"] == "code"]
+    return "\n".join(notes.notes(notebook, code, public._places(parsed))).splitlines()
+
+
+STUB = 'raise NotImplementedError("not answered yet")'
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (f"def double(x):\n    {STUB}\n    return [2 * v for v in x]", 2),
+        (f"def double(x):\n    y = [2 * v for v in x]\n    return y\n    # Mine\n    {STUB}", 5),
+        (f"def double(x):\n    if x:\n        return x + x\n    {STUB}", 4),
+    ],
+)
+def test_a_stub_that_still_stands_beside_an_answer_gets_a_word(answer, line):
+    note, place = noted(answer)
+    assert note == (
+        "note: the line `raise NotImplementedError` still stands in this cell: delete it"
+    )
+    assert place == f"  Look under “Double a number”, at the cell ‘def double(x):’, line {line}"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f'def double(x):\n    """Other words."""\n    # A plan: add.\n    {STUB}',
+        "def double(x):\n    return [2 * v for v in x]",
+        "class Base:\n    def f(self):\n        raise NotImplementedError\n\ndef double(x): 1",
+        f"def double(x:\n    1\n    {STUB}",
+    ],
+)
+def test_nothing_else_gets_that_word(answer):
+    assert noted(answer) == []
+
+
+def test_what_grading_switches_off_is_told_before():
+    answer = "def double(x):\n    from kdcourse.metrics import accuracy\n    return x + x"
+    extra = "from kdcourse.grading.selfcheck import check\nimport kdcourse.soft_targets, json"
+    assert noted(answer, extra) == [
+        "note: grading has of kdcourse only what the exercise's own cells import, and what that "
+        "needs; your cells also import kdcourse.metrics.accuracy, kdcourse.soft_targets"
+    ]
+    assert noted("def double(x):\n    return x + x") == []
+
+
+def test_notes_come_first_and_are_no_checks():
+    notebook = small_exercise(f"def double(x):\n    {STUB}\n    return [2 * v for v in x]")
+    lines = list(public.run_checks(notebook, seconds=60))
+    assert lines[0].startswith("note: the line") and lines[1].startswith("– Twice two is four")
+    assert lines[-1].startswith("0 of 1 pass, 0 fail, 1 not answered yet.")
+
+
 def test_a_check_is_quick_where_the_exercise_says_how():
     parameters = "epochs = 10**9\n# kdcourse check uses: epochs = 2; names = ['a', 'b']"
     lines = checked(
@@ -777,7 +1043,8 @@ def test_the_real_exercise_passes_its_check(tmp_path):
     solved = notebooks.solution_version(notebooks.read_source(TEMPERATURE, explicit_ids=True))
     path = tmp_path / "mine.ipynb"
     path.write_text(json.dumps(solved))
-    assert "9 of 9 pass, 0 fail, 0 not answered yet" in kdcourse("check", path)
+    checks = TEMPERATURE.read_text().count("\nwith check(")
+    assert f"{checks} of {checks} pass, 0 fail." in kdcourse("check", path)
 
 
 def test_a_check_ends_what_does_not_end_by_itself():
@@ -824,6 +1091,25 @@ def test_a_notebook_checks_itself_and_not_again_inside(tmp_path, monkeypatch, ca
     monkeypatch.setenv("JPY_SESSION_NAME", "")
     public.check_notebook()
     assert "Save this notebook" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("days", "day"), [(0, ""), (3, " on {:%Y-%m-%d}")])
+def test_what_is_handed_in_says_when_it_was_saved(days, day, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    saved = datetime.now().replace(hour=0, minute=3) - timedelta(days=days)
+    Path("mine.ipynb").write_text('{"nbformat": 4, "cells": []}')
+    os.utime("mine.ipynb", (saved.timestamp(),) * 2)
+    monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "mine.ipynb"))
+    submit.write_submission("double")
+    assert f"as saved at 00:03{day.format(saved)} (changed since?" in capsys.readouterr().out
+    colab = SimpleNamespace(
+        _message=SimpleNamespace(blocking_request=lambda *a, **k: {"ipynb": {"cells": []}}),
+        files=SimpleNamespace(download=lambda path: None),
+    )
+    monkeypatch.setitem(sys.modules, "google", SimpleNamespace(colab=colab))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    submit.write_submission("double")  # in Colab it is the notebook as it stands
+    assert "Wrote double-submission.ipynb: hand in this file" in capsys.readouterr().out
 
 
 def test_checking_hands_nothing_in_and_bounds_what_is_printed(tmp_path, monkeypatch):

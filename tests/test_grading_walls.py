@@ -111,6 +111,11 @@ def test_without_a_group_there_is_none_and_a_real_one_is_removed(tmp_path, monke
     with cgroup.memory_group(200) as group:
         if group is not None:  # root has one on most machines
             folder = group._folder
+            left = folder.with_name(f"{cgroup.PREFIX}{2**22 + 1}-left")  # no such process can be
+            left.mkdir()
+            with cgroup.memory_group(200):
+                assert folder.exists()
+                assert not left.exists()
             child = subprocess.Popen(
                 [sys.executable, "-c", "input(); x = bytearray(10**9)"], stdin=-1
             )

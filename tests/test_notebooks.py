@@ -1,9 +1,13 @@
 """Sources → notebooks: deterministic, complete, and in step with what is committed."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 from kdcourse import notebooks
 
@@ -148,6 +152,46 @@ def test_the_setup_cell_names_repository_and_tag(repository):
     assert "import kdcourse" in text
 
 
+def test_without_a_copy_of_the_repository_the_installed_package_knows_its_home(tmp_path):
+    installed = notebooks.fill_placeholders("{{repository}} {{tag}}", tmp_path)
+    assert installed == notebooks.fill_placeholders("{{repository}} {{tag}}")
+    assert notebooks.fill_placeholders("nothing to fill", tmp_path) == "nothing to fill"
+
+
+def set_up(after_pip, monkeypatch):
+    """Run the set-up cell where the package is missing; returns the magics that it called."""
+    text = notebooks.fill_placeholders("{{setup}}")
+    called = []
+
+    def magic(*line):
+        called.append(line)
+        monkeypatch.setitem(sys.modules, "kdcourse", after_pip)
+
+    shell = SimpleNamespace(run_line_magic=magic)
+    code = TransformerManager().transform_cell(text)
+    exec(compile(code, "<set-up>", "exec"), {"get_ipython": lambda: shell})
+    return called
+
+
+def test_the_setup_cell_does_nothing_where_the_package_is(monkeypatch):
+    assert set_up(None, monkeypatch) == []
+
+
+def test_the_setup_cell_installs_the_package_where_it_is_missing(monkeypatch):
+    there = sys.modules["kdcourse"]
+    monkeypatch.setitem(sys.modules, "kdcourse", None)
+    ((magic, line),) = set_up(there, monkeypatch)
+    assert magic == "pip" and "kdcourse @ git+https://" in line
+
+
+def test_without_network_the_setup_cell_ends_in_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kdcourse", None)
+    with pytest.raises(SystemExit) as ended:
+        set_up(None, monkeypatch)
+    assert "the internet and git: connect and run this cell again" in str(ended.value)
+    assert ended.value.__suppress_context__
+
+
 def test_check_mode_reports_drift_and_writes_nothing(repository, capsys):
     arguments = ["--root", str(repository)]
     assert notebooks.main([*arguments, "--check"]) == 1
@@ -167,7 +211,12 @@ def test_the_student_gets_stubs_and_nothing_private(repository):
         assert secret not in text
     cells = json.loads(text)["cells"]
     assert [cell["id"] for cell in cells] == ["an-exercise-1", "parameters", "answer"]
-    assert cells[2]["metadata"] == {"deletable": False, "id": "answer"}
+    stub = cells[2]["metadata"].pop("stub")
+    assert stub == "".join(cells[2]["source"])
+    assert [cell["metadata"] for cell in cells[1:]] == [
+        {"deletable": False, "id": "parameters", "tags": ["parameters"]},
+        {"deletable": False, "id": "answer"},
+    ]
     assert "".join(cells[2]["source"]).split("\n") == [
         "def double(x):",
         '    """Twice x."""',
@@ -207,6 +256,8 @@ def test_the_solution_version_is_the_students_with_solutions(repository):
         (":id: answer", ":id: an answer", "not a plain name"),
         ("    # END SOLUTION", "", "do not pair up"),
         ("# END SOLUTION\nprint", "print", "without END SOLUTION"),
+        ("timeout: 60", "timeout: 2026-03-02", r"grading: timeout: .* cannot hold .*date"),
+        ("timeout: 60", "parameters: {x: [2026-03-02]}", r"parameters: x: .* put it in quotes"),
     ],
 )
 def test_a_faulty_master_is_refused(repository, old, new, message):
@@ -251,7 +302,31 @@ def test_show_source_displays_highlighted_markdown(monkeypatch):
     assert "\n\ndef tags(cell: Any)" in shown[0].data
 
 
-# Without the optional extra
+# Without what the book can do without
+
+
+def test_the_page_for_instructors_runs_no_attacker_where_there_is_no_sandbox(tmp_path, monkeypatch):
+    import papermill
+
+    programs, home = tmp_path / "programs", tmp_path / "home"
+    programs.mkdir()
+    home.mkdir()
+    for name in ("bash", "chmod", "rm", "sed"):
+        (programs / name).symlink_to(shutil.which(name))
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    executed = papermill.execute_notebook(
+        ROOT / "book" / "instructors.ipynb", tmp_path / "instructors.ipynb", cwd=home
+    )
+    (hugo,) = tmp_path.glob("*/submissions/hugo.ipynb")
+    assert "socket" not in hugo.read_text()
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    assert "without hugo's cell" in "".join(output.get("text", "") for output in outputs)
+    shown = json.dumps(outputs)
+    assert "the answer key -> FileNotFoundError" in shown and "and it was not run." in shown
+    assert str(tmp_path) not in shown and sys.prefix not in shown
+    assert not list(home.iterdir())
 
 
 def test_the_language_chapter_runs_without_minilm_and_says_what_is_missing(tmp_path, monkeypatch):

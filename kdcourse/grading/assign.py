@@ -99,9 +99,13 @@ def write_key(
     np.savez(draft / "inputs.npz", **key.arrays("hidden_inputs", key.seed))
     limits = Limits(3 * exercise.seconds, exercise.memory)
     solved = rebuild(master, [], solved=True)
+    for cell in solved.cells:  # what a probe raises is told, to the author
+        cell.metadata["tags"] = [tag for tag in notebooks.tags(cell) if tag != "probe"]
     with executed_for(key, solved, limits=limits, isolation=isolation, warm=False) as run:
         if run.status != "graded" or not run.answers.is_dir():
-            raise ValueError(f"the master of {name} does not run: {run.note} {run.errors}")
+            errors = [f"{e['cell']}: {e['name']}: {e['message']}" for e in run.errors]
+            words = "\n  in the cell ".join([run.note or "no probe returned anything", *errors])
+            raise ValueError(f"the master of {name} does not run: {words}")
         failed = [out["text"] for out in run.outputs if MARKS["wrong"] in out["text"]]
         if failed:
             raise ValueError(f"the master of {name} fails its own public checks: {failed}")

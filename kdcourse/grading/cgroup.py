@@ -6,6 +6,7 @@ and sockets, page tables. Root has one on most machines; another user where the 
 """
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 MOUNTS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
+PREFIX = "kdcourse-"
 MIB = 2**20
 
 
@@ -62,7 +64,8 @@ def memory_group(limit_mib: int) -> Iterator[MemoryGroup | None]:
     """A new group for one run, or None where this machine gives us none; gone afterwards."""
     for parent in _parents(OWN.read_text() if OWN.exists() else ""):
         try:
-            folder = Path(tempfile.mkdtemp(prefix="kdcourse-", dir=parent))
+            _remove_left(parent)
+            folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
         except OSError:
             continue
         try:
@@ -94,6 +97,15 @@ def _parents(own: str) -> Iterator[Path]:
                         yield parent
                 if parent == MOUNTS:
                     break
+
+
+def _remove_left(parent: Path) -> None:
+    """Remove the groups that a killed grader left."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        grader = folder.name.split("-")[1]
+        if not Path(f"/proc/{grader}").exists():
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def _remove(folder: Path) -> None:

@@ -29,8 +29,9 @@ def read_regular(path: Path, *, max_bytes: int, inside: Path | None = None) -> b
     Raises:
         FileProblem: when it is missing, not an ordinary file, or too large.
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    folder = None
+    flags, folder = os.O_RDONLY, None
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # Windows has only the last
+        flags |= getattr(os, name, 0)
     try:
         if inside is not None:
             folder = os.open(inside, flags | os.O_DIRECTORY)

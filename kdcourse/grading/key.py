@@ -14,6 +14,7 @@ from kdcourse import notebooks
 from .compare import read_answer
 
 FORMAT = 2
+MASTERS = Path(__file__).with_name("masters")  # only in a wheel: see pyproject.toml
 # What `grades.csv` calls its other columns; no part may be called so.
 COLUMNS = ("student", "submission", "status", "score", "max_score")
 LATE = ("submitted", "days_late", "penalty")
@@ -64,7 +65,10 @@ class Exercise:
 
 
 def find_master(exercise: str, root: Path | None = None) -> Path:
-    """The source of an exercise, from its name or its path.
+    """The source of an exercise, from its path, or from its name.
+
+    A name is looked for in the copy of the repository this is called in, then in the one that the
+    package lies in, then among the masters that an installed package brings along.
 
     Raises:
         ValueError: when there is none; the message lists those that exist.
@@ -72,16 +76,15 @@ def find_master(exercise: str, root: Path | None = None) -> Path:
     given = Path(exercise)
     if given.suffix == ".md" and given.is_file():
         return given
-    folders = [
-        base / "book" / "sources" / "exercises" for base in (root or Path.cwd(), notebooks.ROOT)
-    ]
+    repositories = [root or Path.cwd(), notebooks.ROOT]
+    folders = [*(base / "book" / "sources" / "exercises" for base in repositories), MASTERS]
     for folder in folders:
         if (folder / f"{exercise}.md").is_file():
             return folder / f"{exercise}.md"
     known = sorted({path.stem for folder in folders for path in folder.glob("*.md")})
     raise ValueError(
         f"there is no exercise {exercise!r}; known are: {', '.join(known) or 'none'}. "
-        "Run this in a copy of the course's repository."
+        "A master of your own is named by its path: folder/mine.md"
     )
 
 

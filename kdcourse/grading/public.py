@@ -15,11 +15,13 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from kdcourse.notebooks import QUICK
 
+from .notes import notes
 from .selfcheck import MARKS
 from .submission import parse_cells, read_bytes
 from .submit import this_notebook
@@ -70,9 +72,10 @@ def run_checks(notebook: bytes, *, seconds: float) -> Iterator[str]:
         InvalidSubmission: when it is not a notebook.
     """
     cells = parse_cells(notebook)
-    code = [cell["source"] for cell in cells if cell["type"] == "code"]
+    code = [cell for cell in cells if cell["type"] == "code"]
     places = _places(cells)
-    return _told(_quick(code), places, seconds)
+    told = _told(_quick([cell["source"] for cell in code]), places, seconds)
+    return chain(notes(notebook, code, places), told)
 
 
 def _told(code: list[str], places: list[str], seconds: float) -> Iterator[str]:
@@ -93,13 +96,18 @@ def _told(code: list[str], places: list[str], seconds: float) -> Iterator[str]:
         yield f"{MARKS['wrong']} A cell {ended}\n  Look {places[current]}"
         if left := len(code) - current - 1:
             yield f"  Cells below it that were not run: {left}."
-    total = sum(seen.values())
     yield ""
-    yield (
-        f"{seen['right']} of {total} pass, {seen['wrong']} fail, {seen['open']} not answered yet. "
+    yield _summary(seen)
+
+
+def _summary(seen: Counter[str]) -> str:
+    total = sum(seen.values())
+    if not total:
+        return "This notebook has no checks."
+    unanswered = f", {seen['open']} not answered yet" if seen["open"] else ""
+    return (
+        f"{seen['right']} of {total} pass, {seen['wrong']} fail{unanswered}. "
         "These are examples: grading asks the same with other inputs."
-        if total
-        else "This notebook has no checks."
     )
 
 
@@ -115,12 +123,13 @@ def _lines(event: dict[str, Any], places: list[str]) -> Iterator[tuple[str, str]
     error = event["error"]
     if error is None:
         return
-    if error["name"] == "NotImplementedError":
+    if error["open"]:
         yield "open", f"{MARKS['open']} A cell is not answered yet\n  Look {where}"
         return
     place = places[error["in"]] if error["in"] is not None else where
     line = f", line {error['line']}: {error['code'].strip()}" if error["line"] else ""
-    words = f"{MARKS['wrong']} {error['name']}: {error['message']}\n  Look {place}{line}"
+    said = f"{error['name']}: {error['message']}" if error["message"] else error["name"]
+    words = f"{MARKS['wrong']} {said}\n  Look {place}{line}"
     hint = HINTS.get(error["name"])
     yield "wrong", f"{words}\n  {hint}" if hint else words
 
@@ -138,7 +147,7 @@ def _events(code: list[str], seconds: float) -> Iterator[dict[str, Any]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             encoding="utf-8",
-            env={**kept, CHECKING: "1", "MPLBACKEND": "agg"},
+            env={**kept, CHECKING: "1", "MPLBACKEND": "agg", "IPYTHONDIR": folder},
             start_new_session=True,
         )
         late = threading.Event()

@@ -37,21 +37,47 @@ class check:  # noqa: N801 - reads as a statement: `with check("..."):`
         """Report, and swallow every ordinary exception."""
         if error is None:
             print(f"{MARKS['right']} {self.title}")
-        elif isinstance(error, NotImplementedError):
+        elif _unanswered(error):
             print(f"{MARKS['open']} {self.title}: not answered yet")
-        elif isinstance(error, AssertionError):
+        elif isinstance(error, AssertionError) and str(error):
             print(f"{MARKS['wrong']} {self.title}: {error}")
         elif isinstance(error, Exception):
-            print(f"{MARKS['wrong']} {self.title}: {type(error).__name__}: {error}{_at(error)}")
+            words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            print(f"{MARKS['wrong']} {self.title}: {words}{_at(error)}")
         else:
             return False
         return True
 
 
+def _unanswered(error: BaseException) -> bool:
+    """Whether it is the notebook's own `raise NotImplementedError`; libraries have theirs."""
+    if not isinstance(error, NotImplementedError):
+        return False
+    *_, (filename, line, name) = _lines(error)
+    return name in {"__main__", __name__} and "raise NotImplementedError" in _text(filename, line)
+
+
 def _at(error: BaseException) -> str:
-    """The innermost line of the notebook that led to an exception, as words."""
-    code = ""
-    for frame, number in traceback.walk_tb(error.__traceback__):
-        if frame.f_globals.get("__name__") == "__main__":
-            code = linecache.getline(frame.f_code.co_filename, number).strip()
-    return f", in the line: {code}" if code else ""
+    """The innermost line of the notebook that led to an exception, as words.
+
+    Where that is in another cell than the check, the cell is named by its first line.
+    """
+    own = [(filename, line) for filename, line, name in _lines(error) if name == "__main__"]
+    if not own or not (code := _text(*own[-1])):
+        return ""
+    if own[-1][0] == own[0][0]:
+        return f", in the line: {code}"
+    cell = (line.strip() for line in linecache.getlines(own[-1][0]))
+    return f", in the line: {code} (in the cell ‘{next(filter(None, cell))[:60]}’)"
+
+
+def _lines(error: BaseException) -> list[tuple[str, int, str]]:
+    """File, line and module of every frame that an exception came through, the outermost first."""
+    return [
+        (frame.f_code.co_filename, number, frame.f_globals.get("__name__", ""))
+        for frame, number in traceback.walk_tb(error.__traceback__)
+    ]
+
+
+def _text(filename: str, line: int) -> str:
+    return linecache.getline(filename, line).strip()
