@@ -4,7 +4,7 @@ PORT ?= 8000
 PY = .venv/bin/python
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest
 
-.PHONY: help book test unit-tests notebook-tests site-tests lint bench notebooks teachers serve clean
+.PHONY: help book test unit-tests notebook-tests colab site-tests lint bench notebooks teachers serve clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -12,6 +12,7 @@ help: ## Show this list
 
 book: .venv/.installed-book ## Build the book: runs every notebook, any warning is an error
 	$(PY) book/assets/fetch.py
+	@$(PY) tests/programs.py bubblewrap # for the page on grading, where it can be had
 	@rm -f _build/html/index.html # leads to the first page; written anew, in case that changed
 	@# After a failure the pages read so far are forgotten: their warnings must come again.
 	.venv/bin/jupyter-book build . -W -n --keep-going || { rm -rf _build/.doctrees; exit 1; }
@@ -25,9 +26,11 @@ test: .venv/.installed-dev ## Check everything: style, types, tests, notebooks, 
 unit-tests: .venv/.installed-dev ## Only the tests of the package and the grader, and the doctests
 	$(PYTEST) -n 2 --dist loadfile --ignore tests/test_site.py
 
-notebook-tests: .venv/.installed-dev ## Only the notebooks, each run from top to bottom
-	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=900 \
-	    -n 2 --dist loadfile book/*.ipynb book/exercises/*.ipynb
+notebook-tests: .venv/.installed-dev ## Only the notebooks, each alone, at its small values, in a host shaped like Colab
+	OMP_NUM_THREADS=1 $(PY) tests/colab.py
+
+colab: .venv/.installed-dev ## The same in a new environment, which each notebook's first cell fills from the network
+	$(PY) tests/colab.py --whole
 
 site-tests: .venv/.installed-dev ## Only the built pages, in a headless browser
 	$(PYTEST) tests/test_site.py

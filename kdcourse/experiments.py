@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+STUDIES = Path(__file__).parent / "studies"
+
 
 def train(
     objective: nn.Module,
@@ -330,7 +332,7 @@ class Study(NamedTuple):
 
 
 def study(
-    path: str | os.PathLike,
+    name: str | os.PathLike,
     function: Callable[..., Mapping[str, Any] | Sequence[Mapping[str, Any]]],
     configurations: Mapping[str, Mapping[str, Any]],
     seeds: int | Iterable[int] = 5,
@@ -341,7 +343,8 @@ def study(
     """The stored results of a sweep; `repeat` runs it and stores them.
 
     Args:
-        path: a JSON file.
+        name: of a study that the package holds, in its folder `STUDIES`; or a JSON file of your
+            own, a path or text that ends in `.json`.
         function: returns rows of plain JSON values, see `run`.
         configurations: name → keyword arguments of the function.
         seeds: a number of seeds, or the seeds themselves; only for a repetition.
@@ -354,34 +357,16 @@ def study(
         and the seconds since the study was last begun or taken up again.
 
     Raises:
-        ValueError: when there is no file, or it holds other configurations than these, or the same
-            with other settings.
+        ValueError: when there is no such study, or it holds other configurations than these, or
+            the same with other settings; when a repetition could not be stored, before it begins.
     """
     import pandas as pd
 
-    path = Path(path)
+    path, seeds = _study_file(name), list(range(seeds) if isinstance(seeds, int) else seeds)
     if repeat:
-        unfinished = path.with_suffix(".unfinished")
-        start = time.perf_counter()
-        table = run(function, configurations, seeds, jobs=jobs, resume=unfinished)
-        about = {
-            "date": date.today().isoformat(),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__.split("+")[0],
-            },
-            "hardware": f"{platform.machine()}, {os.cpu_count()} cores, one thread a run",
-            "seconds": round(time.perf_counter() - start),
-            "settings": _settings(configurations),
-        }
-        rows = table.round(4).to_dict("records")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps(about | {"rows": rows}, indent=1, ensure_ascii=False) + "\n",
-            encoding="utf-8",
-        )
-        unfinished.unlink()
-    require(path.exists(), f"no study in {path}: run it once with repeat=True")
+        _repeat(path, function, configurations, seeds, jobs)
+    advice = _advice(path, len(configurations) * len(seeds))
+    require(path.exists(), f"no study {str(name)!r}: {advice}")
     about = json.loads(path.read_text(encoding="utf-8"))
     table = pd.DataFrame(about.pop("rows"))
     stored, asked = about.pop("settings"), _settings(configurations)
@@ -390,9 +375,62 @@ def study(
         stored == asked,
         f"{path} must hold the configurations asked for; it lacks "
         f"{sorted(asked.keys() - stored.keys())}, has {sorted(stored.keys() - asked.keys())} "
-        f"beside them, and has other settings of {other}: run it again with repeat=True",
+        f"beside them, and has other settings of {other}: {advice}",
     )
     return Study(table, about)
+
+
+def _study_file(name: str | os.PathLike) -> Path:
+    if isinstance(name, str) and not name.endswith(".json"):
+        return STUDIES / f"{name}.json"
+    return Path(name)
+
+
+def _advice(path: Path, runs: int) -> str:
+    """What to do when a study is missing or another one; it never sends a learner to train."""
+    if path.parent != STUDIES:
+        return f"with repeat=True, {runs} runs would make it"
+    known = ", ".join(sorted(file.stem for file in STUDIES.glob("*.json")))
+    return (
+        f"the installed kdcourse may be older than this notebook. Run the line %pip of the first "
+        f"cell by itself, then restart the kernel. (Installed are: {known}.)"
+    )
+
+
+def _repeat(
+    path: Path, function: Callable, configurations: Mapping, seeds: list[int], jobs: int | None
+) -> None:
+    """Run a study and store it."""
+    unfinished, start = _begin(path), time.perf_counter()
+    table = run(function, configurations, seeds, jobs=jobs, resume=unfinished)
+    whole = {
+        "date": date.today().isoformat(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__.split("+")[0],
+        },
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, one thread a run",
+        "seconds": round(time.perf_counter() - start),
+        "settings": _settings(configurations),
+        "rows": table.round(4).to_dict("records"),
+    }
+    text = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
+    unfinished.unlink()
+
+
+def _begin(path: Path) -> Path:
+    """The file for finished runs beside a study; fails before the first run if it cannot be."""
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
+    except OSError as error:
+        raise ValueError(
+            f"nothing can be stored in {path.parent} ({error.strerror}): give the study a file of "
+            f"your own, {path.name!r} say, in place of its name"
+        ) from error
+    return unfinished
 
 
 def confirm(stored: "pd.DataFrame", again: "pd.DataFrame", value: str) -> None:

@@ -18,6 +18,7 @@ from kdcourse.best_practices import (
     train_student,
 )
 from kdcourse.data import ImageData, digits, glyphs, textured_shapes
+from kdcourse.experiments import study
 from kdcourse.models import ConvNet, count_parameters, load_teacher
 from kdcourse.training import DistillationObjective, SupervisedObjective
 
@@ -29,6 +30,13 @@ def test_every_configuration_is_used_and_every_contrast_known() -> None:
             used |= {contrast.treatment, contrast.control, *(contrast.beyond or ())}
     assert set(CONFIGURATIONS) - used == {"untrained, carried to letters"}  # only shown
     assert used <= set(CONFIGURATIONS)
+
+
+def test_the_stored_study_is_of_these_configurations() -> None:
+    table = study("best_practices", train_student, CONFIGURATIONS).table
+    assert table.groupby("configuration")["seed"].nunique().to_dict() == dict.fromkeys(
+        CONFIGURATIONS, 5
+    )
 
 
 def test_names_are_unique() -> None:

@@ -83,7 +83,7 @@ def in_a_process(preparation, *arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
-EXTRA = ["jinja2", "jupytext", "nbformat", "papermill", "psutil", "rich", "typer"]
+EXTRA = ["jinja2", "jupytext", "nbformat", "papermill", "psutil", "rich"]
 WITHOUT_EXTRA = f"import sys\nsys.modules |= dict.fromkeys({EXTRA})"
 WITHOUT_UNIX = """
 import os, subprocess, sys, tempfile

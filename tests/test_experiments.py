@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from kdcourse import experiments
 from kdcourse.claims import ClaimError
 from kdcourse.experiments import (
     confirm,
@@ -141,15 +143,45 @@ class TestStudy:
         study(file, interrupted, SETTINGS, 2, repeat=True, jobs=1)
         assert len(calls) == 5
 
-    def test_says_when_there_is_nothing_or_something_else(self, tmp_path) -> None:
+    def test_an_own_file_that_is_missing_or_another_says_how_many_runs_would_make_it(
+        self, tmp_path
+    ) -> None:
         file = tmp_path / "widths.json"
-        with pytest.raises(ValueError, match=r"no study in .*widths.json: run it once"):
-            study(file, draw, SETTINGS)
+        with pytest.raises(ValueError, match=r"no study '.*widths.json': .* 6 runs would make it"):
+            study(str(file), draw, SETTINGS, 3)
         study(file, draw, {"small": {"width": 2}}, 1, repeat=True, jobs=1)
         with pytest.raises(ValueError, match=r"lacks \['large'\], has \[\] beside them"):
             study(file, draw, SETTINGS)
-        with pytest.raises(ValueError, match=r"has other settings of \['small'\]"):
-            study(file, draw, {"small": {"width": 3}})
+        with pytest.raises(ValueError, match=r"has other settings of \['small'\].* 2 runs would"):
+            study(file, draw, {"small": {"width": 3}}, [4, 9])
+
+    def test_a_name_is_a_study_of_the_package(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(experiments, "STUDIES", tmp_path)
+        made = study("widths", draw, SETTINGS, 1, repeat=True, jobs=1)
+        assert [path.name for path in tmp_path.iterdir()] == ["widths.json"]
+        assert study("widths", draw, SETTINGS).table.equals(made.table)
+
+    def test_a_learner_is_never_sent_to_train(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(experiments, "STUDIES", tmp_path)
+        study("widths", draw, SETTINGS, 1, repeat=True, jobs=1)
+        for name, settings in (("depths", SETTINGS), ("widths", {"small": {"width": 9}})):
+            with pytest.raises(ValueError, match="may be older than this notebook") as caught:
+                study(name, draw, settings)
+            assert "Installed are: widths." in str(caught.value)
+            assert "repeat" not in str(caught.value)
+
+    def test_where_nothing_can_be_stored_nothing_runs(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(experiments, "STUDIES", tmp_path)
+
+        def refuse(path: Path) -> None:
+            raise PermissionError(13, "Permission denied", path)
+
+        def never(seed: int, width: int) -> dict:
+            raise AssertionError("what cannot be stored must not run")
+
+        monkeypatch.setattr(Path, "touch", refuse)
+        with pytest.raises(ValueError, match=r"stored in .* \(Permission denied\): .*widths.json"):
+            study("widths", never, SETTINGS, repeat=True, jobs=1)
 
 
 class TestConfirm:

@@ -340,7 +340,7 @@ def test_the_language_chapter_runs_without_minilm_and_says_what_is_missing(tmp_p
     executed = papermill.execute_notebook(
         root / "book" / "language.ipynb",
         tmp_path / "language.ipynb",
-        parameters={"seeds": 1, "jobs": 1},
+        parameters={"seeds": 1, "jobs": 1, "longest": 2},
         cwd=root / "book",
         progress_bar=False,
     )

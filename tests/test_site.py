@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from programs import launch_chromium
 
 from kdcourse.best_practices import BEST_PRACTICES, judge
+from kdcourse.experiments import STUDIES
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "_build" / "html"
@@ -42,7 +43,8 @@ def is_stale() -> bool:
     index = SITE / "searchindex.js"
     if not index.is_file():
         return True
-    sources = [ROOT / "_config.yml", ROOT / "_toc.yml", *(ROOT / "kdcourse").rglob("*.py")]
+    sources = [ROOT / "_config.yml", ROOT / "_toc.yml"]
+    sources += [path for kind in ("py", "json") for path in (ROOT / "kdcourse").rglob(f"*.{kind}")]
     sources += [path for path in (ROOT / "book").rglob("*") if "vendor" not in path.parts]
     newest = max(path.stat().st_mtime for path in sources if path.is_file())
     return newest > index.stat().st_mtime
@@ -234,7 +236,7 @@ def test_choosers_choose_by_keyboard(opened: Opened) -> None:
 
 
 def test_verdicts_on_the_page_are_those_of_the_stored_study(site: Path, browser: Browser) -> None:
-    rows = json.loads((ROOT / "book/data/best_practices.json").read_text(encoding="utf-8"))["rows"]
+    rows = json.loads((STUDIES / "best_practices.json").read_text(encoding="utf-8"))["rows"]
     table = pd.DataFrame(rows)
     expected = {}
     for rule in BEST_PRACTICES:

@@ -1,9 +1,9 @@
 """Sphinx extension: re-execute the notebooks when the code they import has changed.
 
 Jupyter Book's cache compares a notebook's own cells and nothing else: after a change in
-``kdcourse`` it would go on showing results of the old code. Here each state of the package, of
-the stored study results and of the pinned versions gets a cache folder of its own, named by its
-hash. Sphinx sees the changed setting and reads every page again.
+``kdcourse`` it would go on showing results of the old code. Here each state of the package, with
+its stored studies, and of the pinned versions gets a cache folder of its own, named by its hash.
+Sphinx sees the changed setting and reads every page again.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ def code_digest() -> str:
     """Hash everything outside the notebooks that their results depend on."""
     files = [
         path
-        for folder in ("kdcourse", "book/data")
-        for path in sorted((ROOT / folder).rglob("*"))
+        for path in sorted((ROOT / "kdcourse").rglob("*"))
         if path.suffix in {".py", ".json", ".safetensors", ".html", ".svg"}
     ]
     digest = hashlib.sha256(platform.python_version().encode())
