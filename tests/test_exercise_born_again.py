@@ -1,5 +1,7 @@
-"""The exercise on born-again networks, graded: each slip costs its own parts only."""
+"""The exercise on born-again networks: each slip costs its own parts only, and is told so."""
 
+import pytest
+from cells import earned, make_key, tried
 from exercises import exercise_tests
 
 PARTS = {
@@ -13,46 +15,62 @@ PARTS = {
     "first": 2,
     "before": 2,
 }
-SAME_WEIGHTS = ("student = make_student(own_seed)", "student = make_student(seed)")
-TRAINING_MODE = ("teacher_logits = teacher.eval()(images)", "teacher_logits = teacher(images)")
-GRADIENTS = (
-    "value = loss(logits, teacher_logits[batch], labels[batch], temperature)",
-    "value = loss(logits, teacher.eval()(images[batch]), labels[batch], temperature)",
-)
+ONCE = "            teacher_logits = teacher.eval()(images)\n"
+LOSS = "value = loss(logits, teacher_logits[batch], labels[batch], temperature)"
+TEACHER = "teacher = generations[-1] if generations else None"
+STUDENT = "student = make_student(own_seed)"
+TABLE = "return torch.tensor(table), chains"
+GENERATION = "    if teacher is not None:\n        with torch.no_grad():\n"
+SAME_WEIGHTS = (STUDENT, "student = make_student(seed)")
+TRAINED_FURTHER = (STUDENT, "student = generations[-1] if generations else make_student(seed)")
+TRAINING_MODE = (ONCE, "            teacher_logits = teacher(images)\n")
+GRADIENTS = (LOSS, LOSS.replace("teacher_logits[batch]", "teacher.eval()(images[batch])"))
+OTHER_PICTURES = (LOSS, LOSS.replace("teacher_logits[batch]", "teacher_logits[: len(batch)]"))
+SOFTENED = (LOSS, LOSS.replace("teacher_logits[batch]", "teacher_logits[batch] / temperature"))
+ANOTHER_LOSS = (LOSS, LOSS.replace("= loss(", "= born_again_loss("))
 LAST_BY_FIRST = (
-    "teacher = generations[-1] if generations else None",
+    TEACHER,
     "teacher = generations[-1 if generation < 3 else 0] if generations else None",
 )
-ALL_BY_FIRST = (
-    "teacher = generations[-1] if generations else None",
-    "teacher = generations[0] if generations else None",
-)
+ALL_BY_FIRST = (TEACHER, "teacher = generations[0] if generations else None")
 LABELS_ONLY = ("if teacher is None:", "if teacher is None or temperature is not None:")
 FIRST_TEMPERATURE = (
     "loss=loss, temperature=temperature, epochs=epochs, seed=own_seed",
     "loss=loss, temperature=temperatures[0], epochs=epochs, seed=own_seed",
 )
 REVERSED = ("enumerate([None, *temperatures])", "enumerate([None, *reversed(temperatures)])")
-TRANSPOSED = ("return torch.tensor(table), chains", "return torch.tensor(table).T, chains")
+TRANSPOSED = (TABLE, "return torch.tensor(table).T, chains")
+FRACTIONS = (TABLE, "return torch.tensor(table) / 100, chains")
+SHOWN_IMAGES = ("accuracy(network, new_images, new_labels)", "accuracy(network, images, labels)")
+ONE_SEED = ("loss=loss, epochs=epochs, seed=seed)\n", "loss=loss, epochs=epochs, seed=0)\n")
 HIGHER_MEAN = ("if found.low > 0:", "if found.mean > 0:")
+UNPAIRED = ("verdict(table[:, k] - table[:, 0])", "verdict(table[:, k] - table[:, 0].mean())")
+TURNED_ROUND = ("verdict(table[:, k] - table[:, 0])", "verdict(table[:, 0] - table[:, k])")
 ALWAYS_THE_FIRST = ("table[:, k] - table[:, k - 1]", "table[:, k] - table[:, 0]")
-NO_STEP = ("optimizer.step()", "")
+NO_ZERO_GRAD = ("            optimizer.zero_grad()\n", "")
+NO_STEP = ("            optimizer.step()\n", "")
+COPY = (
+    GENERATION,
+    "    if teacher is not None:\n"
+    "        student.load_state_dict(teacher.state_dict())\n"
+    f"        return student.eval()\n{GENERATION}",
+)
 PACKAGE = (
     "generations = []",
     "import kdcourse\n    kdcourse.BornAgainNetworks(lambda: make_student(seed), temperatures)",
 )
-# Slips (in the master's solution → in the submission) and the parts that they cost.
+# Slips (in the master's solution → in the submission) and the parts that they cost, in the sandbox.
 SLIPS = {
     "same_weights": ([SAME_WEIGHTS, HIGHER_MEAN], {"fresh", "first", "before"}),
-    "training_mode": ([TRAINING_MODE, LAST_BY_FIRST], {"frozen", "taught"}),
-    "gradients": ([GRADIENTS, REVERSED], {"frozen", "temperatures"}),
-    "all_by_first": ([ALL_BY_FIRST, TRANSPOSED], {"taught", "accuracies"}),
-    "labels_only": ([LABELS_ONLY], {"students", "taught", "temperatures"}),
-    "first_temperature": (
-        [FIRST_TEMPERATURE, ALWAYS_THE_FIRST],
-        {"temperatures", "before"},
+    "labels_only": (
+        [LABELS_ONLY, TRANSPOSED],
+        {"frozen", "students", "taught", "temperatures", "accuracies"},
     ),
-    "no_step": ([NO_STEP], {"taught", "temperatures", "labels", "students"}),
+    "copy": (
+        [COPY, ALWAYS_THE_FIRST],
+        {"frozen", "fresh", "taught", "temperatures", "students", "before"},
+    ),
+    "no_step": ([NO_STEP], {"frozen", "taught", "temperatures", "labels", "students"}),
     "package": ([PACKAGE], set(PARTS) - {"frozen", "first", "before"}),
 }
 
@@ -61,3 +79,80 @@ SLIPS = {
     test_the_master_earns_everything_and_an_untouched_notebook_nothing,
     test_a_slip_costs_the_parts_concerned_and_only_these,
 ) = exercise_tests("born_again", PARTS, SLIPS)
+
+# Left out in this process: what trains for long.
+LONG = {"run-table", "conclude", "probe-labels", "probe-students", "probe-accuracies"}
+CHAIN = {"probe-fresh", "probe-taught", "probe-temperatures"}
+END = {"probe-first", "probe-before"}
+OF_GENERATION = {*LONG, *CHAIN, *END, "check-chain", "check-table"}
+OF_TABLE = {*LONG, *CHAIN, *END, "check-batch", "check-chain", "probe-frozen"}
+OF_END = {*OF_TABLE, "check-generation", "check-table"} - END
+
+
+def of_chain(part):
+    """What is left out where one part of the chain is looked at."""
+    return {*LONG, *CHAIN, *END, "check-batch", "check-table"} - {f"probe-{part}"}
+
+
+# Slips, what is left out for speed, the parts that they cost, and what the learner reads.
+TOLD = {
+    "no_zero_grad": ([NO_ZERO_GRAD], OF_GENERATION, set(), "clear the old gradients"),
+    "no_step": ([NO_STEP], OF_GENERATION, {"frozen"}, "compute new ones, and use them"),
+    "training_mode": ([TRAINING_MODE], OF_GENERATION, {"frozen"}, "in eval mode they do not"),
+    "gradients": ([GRADIENTS], OF_GENERATION, {"frozen"}, "inside torch.no_grad()"),
+    "other_pictures": ([OTHER_PICTURES], OF_GENERATION, {"frozen"}, "second, the teacher's logits"),
+    "softened": ([SOFTENED], OF_GENERATION, set(), "and nothing done to them"),
+    "another_loss": ([ANOTHER_LOSS], OF_GENERATION, {"frozen"}, "the loss was called 0 times"),
+    "same_weights": ([SAME_WEIGHTS], of_chain("fresh"), {"fresh"}, "they began with the same"),
+    "trained_further": ([TRAINED_FURTHER], of_chain("fresh"), {"fresh"}, "are the same network"),
+    "all_by_first": ([ALL_BY_FIRST], of_chain("taught"), {"taught"}, "what teaches generation 2"),
+    "first_temperature": (
+        [FIRST_TEMPERATURE],
+        of_chain("temperatures"),
+        {"temperatures"},
+        "expected 8, 4 and 2 in this order, got [8.0, 8.0, 8.0]",
+    ),
+    "fractions": ([FRACTIONS], OF_TABLE, set(), "percent of the new images"),
+    "shown_images": ([SHOWN_IMAGES], OF_TABLE, set(), "percent of the new images"),
+    "one_seed": ([ONE_SEED], OF_TABLE, set(), "the chains of two seeds are the same"),
+    "higher_mean": ([HIGHER_MEAN], OF_END, {"first", "before"}, "a mean above 0 is not enough"),
+    "unpaired": ([UNPAIRED], OF_END, {"first"}, "subtract seed by seed"),
+    "turned_round": ([TURNED_ROUND], OF_END, {"first"}, "subtract generation 0 from the later"),
+    "always_the_first": ([ALWAYS_THE_FIRST], OF_END, {"before"}, "that is against generation 0"),
+}
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory):
+    return make_key("born_again", tmp_path_factory.mktemp("born_again") / "key", skip=LONG)
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_learner_reads_what_is_wrong_and_loses_the_parts_concerned(key, tmp_path, name):
+    edits, left_out, lost, words = TOLD[name]
+    read, found = tried(key, tmp_path / "answers", edits, left_out)
+    assert words in read
+    assert found == lost
+
+
+VERDICT = "    def verdict(differences):\n"
+
+
+@pytest.mark.parametrize("word", ["better", "undecided", "worse"])
+def test_a_verdict_without_a_look_at_the_table_earns_nothing(key, tmp_path, word):
+    guess = f"    return 2 * [(table.shape[1] - 1) * [{word!r}]]\n"
+    points = earned(key, tmp_path / "answers", [(VERDICT, guess + VERDICT)], OF_END)
+    assert points["first"] == points["before"] == 0
+
+
+IDLE = {
+    "nothing": "    return student.eval()\n",
+    "at_random": "    for p in student.parameters():\n"
+    "        p.data += 0.1 * torch.randn_like(p)\n    return student.eval()\n",
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_a_generation_that_learns_nothing_earns_nothing(key, tmp_path, name):
+    points = earned(key, tmp_path / "answers", [(GENERATION, IDLE[name] + GENERATION)], LONG)
+    assert [points[part] for part in ("frozen", "fresh", "taught", "temperatures")] == [0, 0, 0, 0]

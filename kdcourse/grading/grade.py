@@ -33,6 +33,7 @@ from .submission import (
 )
 
 _PR_SET_PDEATHSIG = 1
+FEW = 5
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,12 @@ def grade_all(
 
 
 def _told(faults: dict[str, str], end: str) -> str:
-    """What failed, and on whom."""
-    words = "\n".join(f"{student}:\n{fault}" for student, fault in sorted(faults.items()))
-    return f"the machine or the grader failed on {len(faults)} submissions{end}\n{words}"
+    """What failed, and on whom; of many the first few, which say why."""
+    words = [f"{student}:\n{fault}" for student, fault in sorted(faults.items())]
+    if len(words) > FEW:
+        words[FEW:] = [f"and {len(words) - FEW} more: {', '.join(sorted(faults)[FEW:])}"]
+    listed = "\n".join(words)
+    return f"the machine or the grader failed on {len(faults)} submissions{end}\n{listed}"
 
 
 def grade_one(
@@ -240,7 +244,7 @@ def _grade_safely(work: Work, settings: Settings, alone: bool = False) -> dict[s
             return grade_one(work.submission, work.fingerprint, settings, alone=alone)
         return judge_again(work, settings)
     except (MachineFailure, OSError, MemoryError) as error:
-        fault = f"{type(error).__name__}: {error}"
+        fault = f"{type(error).__name__}: {str(error)[:300]}"
     except Exception:
         fault = traceback.format_exc()
     return _fault(work, fault)
