@@ -26,8 +26,8 @@ except ImportError:  # on Colab: fetch the course's package; its PyTorch stays a
     %pip install -qqq "kdcourse @ git+{{repository}}@{{tag}}"
     if find_spec("kdcourse") is None:
         raise SystemExit(
-            "kdcourse could not be installed, which takes the internet and git: connect and run "
-            "this cell again, or install it beforehand, as {{repository}} says."
+            "kdcourse could not be installed, which takes the internet and git. Connect and run "
+            "this cell again, or install it beforehand: {{repository}}"
         ) from None"""
 STUB = 'raise NotImplementedError("not answered yet")'
 QUICK = r"^# kdcourse check uses: (.+)$"
