@@ -199,7 +199,7 @@ def run(notebooks: Iterable[Path], *options: str) -> tuple[int, dict[str, float]
 
 
 def quick(folder: Path) -> int:
-    """All notebooks in hosts made of what is installed here; three at a time keep two cores busy."""
+    """All notebooks in hosts of what is installed here; three at a time keep two cores busy."""
     with folder_for_hosts() as hosts:
         wheel = build_wheel(hosts)
         add_kernel(hosts, "host", make_quick_host(hosts / "host", wheel))
