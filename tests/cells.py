@@ -39,6 +39,11 @@ def edited(master, edits: Edits):
     return rebuild(master, cells).cells
 
 
+def named(cell, ids: Collection[str]) -> bool:
+    """Whether a cell has one of these ids, or one made of it: `check-loss-2` of `check-loss`."""
+    return any(cell.id == each or cell.id.startswith(f"{each}-") for each in ids)
+
+
 def run_cell(cell, namespace: dict) -> None:
     """Run one cell, of the parameters with the small values; messages can quote its lines."""
     quick = re.search(notebooks.QUICK, cell.source, re.M)
@@ -62,7 +67,7 @@ def told(exercise: str, edits: Edits = (), skip: Collection[str] = ()) -> list[s
     with contextlib.redirect_stdout(printed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for cell in edited(master, edits):
-            hidden = "probe" in notebooks.tags(cell) or cell.id in {*NOT_RUN, *skip}
+            hidden = "probe" in notebooks.tags(cell) or named(cell, {*NOT_RUN, *skip})
             if cell.cell_type == "code" and not hidden:
                 run_cell(cell, namespace)
     return [line for line in printed.getvalue().splitlines() if line[:1] in "✓✗–"]
@@ -74,7 +79,7 @@ def make_key(exercise: str, folder: Path, skip: Collection[str] = ()) -> Key:
     content = {"format": FORMAT, "exercise": exercise, "seed": 1, "held_out_seed": 2}
     (folder / "key.json").write_text(json.dumps(content), encoding="utf-8")
     master = notebooks.read_source(find_master(exercise), explicit_ids=True)
-    master.cells = [cell for cell in master.cells if cell.id not in skip]
+    master.cells = [cell for cell in master.cells if not named(cell, skip)]
     nbformat.write(master, folder / "master.ipynb")
     key = Key(folder)
     np.savez(folder / "inputs.npz", **key.arrays("hidden_inputs", key.seed))
@@ -91,7 +96,7 @@ def run_probes(key: Key, answers: Path, edits: Edits = (), skip: Collection[str]
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for cell in edited(key.master, edits):
-                left_out = cell.id in {*NOT_RUN, *skip} or cell.id.startswith(("check-", "run-"))
+                left_out = named(cell, {*NOT_RUN, *skip}) or cell.id.startswith(("check-", "run-"))
                 if cell.cell_type == "code" and not left_out:
                     with contextlib.suppress(Exception):
                         run_cell(cell, namespace)

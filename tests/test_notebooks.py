@@ -188,7 +188,7 @@ def test_without_network_the_setup_cell_ends_in_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "kdcourse", None)
     with pytest.raises(SystemExit) as ended:
         set_up(None, monkeypatch)
-    assert "the internet and git: connect and run this cell again" in str(ended.value)
+    assert "the internet and git. Connect and run this cell again" in str(ended.value)
     assert ended.value.__suppress_context__
 
 

@@ -2,6 +2,7 @@
 
 import linecache
 import traceback
+from collections.abc import Mapping
 from types import TracebackType
 
 MARKS = {"right": "✓", "wrong": "✗", "open": "–"}
@@ -47,6 +48,30 @@ class check:  # noqa: N801 - reads as a statement: `with check("..."):`
         else:
             return False
         return True
+
+
+def expect(
+    found: float, expected: float, slips: Mapping[float, str], *, tolerance: float = 1e-3
+) -> None:
+    """Fail unless a number is the expected one, and say which slip leads to the one that is found.
+
+    Args:
+        found: what the learner's function returns.
+        expected: what it should.
+        slips: a wrong number → what makes it.
+        tolerance: how far a number may be off; twice as far from a slip's, which is rounded.
+
+    Raises:
+        AssertionError: for a `check` to show.
+
+    Example:
+        >>> with check("Twice two"):
+        ...     expect(5.0, 4.0, {5.0: "that is one more than asked for"})
+        ✗ Twice two: expected 4.0, got 5.0000: that is one more than asked for
+    """
+    slip = next((f": {slips[wrong]}" for wrong in slips if abs(found - wrong) < 2 * tolerance), "")
+    if not abs(found - expected) < tolerance:  # nan, too
+        raise AssertionError(f"expected {expected}, got {found:.4f}{slip}")
 
 
 def _unanswered(error: BaseException) -> bool:
