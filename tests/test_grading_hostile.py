@@ -43,6 +43,18 @@ try:
 except OSError: time.sleep(10**6)
 """
 
+# The process that runs the cells is stopped and killed; what it would have written is forged.
+FORGES = """
+import os
+os.kill(os.getppid(), 19)
+os.chdir('/scratch/report')
+open('run.json', 'w').write('{{"finished": true, "died": false}}')
+open('executed.ipynb', 'w').write('{{"cells": [{{"id": "tools", "metadata": {{"papermill": '
+    '{{"duration": {seconds}}}}}, "outputs": [{{"output_type": "error", "ename": "{name}", '
+    '"evalue": "{name}"}}]}}]}}')
+os.kill(os.getppid(), 9)
+"""
+
 # What a student adds to right answers, between the two parts, and what becomes of both.
 BREAKS = {
     "sleeps": ("import time; time.sleep(10**6)", "timeout", 4, 2),
@@ -74,7 +86,7 @@ BREAKS = {
         "import os\n"
         "with open(f'/proc/{os.getppid()}/fd/2', 'wb') as log:\n"
         "    while True: log.write(bytes(2**24))",
-        "error",
+        "timeout",
         *(4, 2),
     ),
     # Memory that belongs to no process's size, or to many
@@ -90,11 +102,55 @@ BREAKS = {
         "graded",
         *(4, 2),
     ),
-    "shared": (
-        "import mmap, time\nkept = [mmap.mmap(-1, 10**8) for _ in range(10)]\n"
-        "for each in kept:\n    for at in range(0, 10**8, 4096): each[at] = 1\ntime.sleep(10**6)",
+    "shared": ("import mmap\nmmap.mmap(-1, 10**8)", "error", 4, 2),
+    "folder-rights": (
+        "import os, struct\nos.mkdir('x')\n"
+        "many = b''.join(struct.pack('<HHI', 2, 7, n) for n in range(8000))\n"
+        "os.setxattr('x', 'system.posix_acl_default', struct.pack('<I', 2) + many)",
+        "error",
+        *(4, 2),
+    ),
+    "netlink": (
+        "import socket\nsocket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 2)",
+        "error",
+        *(4, 2),
+    ),
+    "large-buffers": (
+        "import socket\na, b = socket.socketpair()\na.setblocking(False)\n"
+        "a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**22)\n"
+        "size = a.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)\n"
+        "print('large:', size > 500_000)",
+        "graded",
+        *(4, 2),
+    ),
+    "programs": (
+        "import subprocess, sys, time\n"
+        "code = 'import time; x = bytearray(60 * 2**20); time.sleep(10**6)'\n"
+        "for _ in range(18): subprocess.Popen([sys.executable, '-S', '-c', code])\n"
+        "time.sleep(10**6)",
         "memory",
         *(4, 0),
+    ),
+    # Its first thread ends, and what the kernel says of a process with it.
+    "headless": (
+        "import ctypes, os, threading, time\n"
+        "def hold():\n"
+        "    kept = [bytearray(b'x') * (100 * 2**20) for _ in range(8)]\n"
+        "    time.sleep(10**6)\n"
+        "if os.fork() == 0:\n"
+        "    threading.Thread(target=hold).start()\n"
+        "    time.sleep(0.01)\n"
+        "    ctypes.CDLL(None).syscall(60 if os.uname().machine == 'x86_64' else 93, 0)\n"
+        "time.sleep(10**6)",
+        "memory",
+        *(4, 0),
+    ),
+    # A file of the grader's own, if it were one
+    "messages": (
+        "import os\nfor process in (os.getpid(), os.getppid()):\n"
+        "    os.posix_fallocate(os.open(f'/proc/{process}/fd/2', os.O_WRONLY), 0, 10**9)",
+        "error",
+        *(4, 2),
     ),
     "page-tables": (
         "import mmap, numpy, time\n"
@@ -180,6 +236,8 @@ BREAKS = {
         "graded",
         *(4, 0),
     ),
+    "forged-text": (FORGES.format(seconds="1", name="\\\\ud800"), "error", 4, 0),
+    "forged-seconds": (FORGES.format(seconds="9" * 400, name="x"), "graded", 4, 0),
 }
 
 # Wrong answers that try to be taken for right ones: they earn nothing.
@@ -424,7 +482,8 @@ def test_the_note_says_which_limit_was_broken(hostile):
         "starts": "more than 64 processes",
         "disk-bomb": "more than 512 MiB of files",
         **dict.fromkeys(("unlinked", "nameless", "many-files", "many-in-tmp"), "512 MiB of files"),
-        **dict.fromkeys(("shared", "page-tables", "sockets", "pipes"), "700 MiB of memory"),
+        **dict.fromkeys(("page-tables", "sockets", "pipes", "programs"), "700 MiB of memory"),
+        "headless": "700 MiB of memory",
         "stops": "stopped after 8 seconds",
         "500-megabytes": "too large: 500.0 MiB",
         "many-values": "more than 2000000 values",
@@ -456,7 +515,19 @@ def test_what_is_kept_of_a_flood_is_small(hostile):
 
 def test_calls_that_hide_memory_are_closed(hostile):
     assert "made: [-1, -1, -1]" in printed(hostile, "segments")
-    assert "Function not implemented" in result(hostile, "memfd")["errors"][0]["message"]
+    assert "large: False" in printed(hostile, "large-buffers")
+    for name, words in {
+        "memfd": "Function not implemented",
+        "folder-rights": "Function not implemented",
+        "shared": "Operation not permitted",
+        "netlink": "Address family not supported",
+    }.items():
+        assert words in result(hostile, name)["errors"][0]["message"]
+
+
+def test_what_is_forged_in_a_runs_own_report_harms_nobody(hostile):
+    assert result(hostile, "forged-text")["errors"][0]["name"] == "\\ud800"
+    assert result(hostile, "forged-seconds")["seconds"]["cells"] == 0
 
 
 def test_limits_hold_for_the_children_of_a_run(hostile):

@@ -15,6 +15,7 @@ from .files import FileProblem, parse_json, read_regular, scratch_folder
 from .key import Key
 
 MAX_SHOWN = 100
+MAX_SECONDS = 10**6
 
 
 class MachineFailure(RuntimeError):  # noqa: N818 - a finding, not a fault of ours
@@ -151,19 +152,25 @@ def _cells(content: Any, notebook: Any) -> tuple[list[dict], list[dict], float]:
     seconds = 0.0
     try:
         for cell in content["cells"]:
-            seconds += float(cell["metadata"].get("papermill", {}).get("duration") or 0)
+            duration = float(cell["metadata"].get("papermill", {}).get("duration") or 0)
+            seconds += duration if 0 <= duration < MAX_SECONDS else 0
             for output in cell.get("outputs", []) if cell.get("id") in shown else []:
                 if output["output_type"] == "error":
                     errors.append(
                         {
-                            "cell": str(cell["id"]),
-                            "name": str(output["ename"])[:100],
-                            "message": str(output["evalue"])[:500],
+                            "cell": _plain(cell["id"], 100),
+                            "name": _plain(output["ename"], 100),
+                            "message": _plain(output["evalue"], 500),
                         }
                     )
                 elif output["output_type"] == "stream":
-                    text = "".join(output["text"])[:2000]
-                    outputs.append({"cell": str(cell["id"]), "text": text})
-    except (TypeError, KeyError, AttributeError, ValueError):
+                    text = _plain("".join(output["text"]), 2000)
+                    outputs.append({"cell": _plain(cell["id"], 100), "text": text})
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError):
         pass  # the submission tampered with the file: there is nothing to show
     return errors[:MAX_SHOWN], outputs[:MAX_SHOWN], seconds
+
+
+def _plain(value: Any, length: int) -> str:
+    """Somebody else's text, cut, and in characters that every file can hold."""
+    return str(value)[:length].encode("utf-8", "backslashreplace").decode("utf-8")

@@ -143,8 +143,12 @@ def grade_all(
                 if "fault" in result:
                     faults[result["student"]] = result["fault"]
                     continue
+                try:
+                    save(result, terms, out)
+                except (OSError, ValueError) as error:  # a full disk, or words no file can hold
+                    faults[result["student"]] = f"{type(error).__name__}: {str(error)[:300]}"
+                    continue
                 faults.pop(result["student"], None)
-                save(result, terms, out)
                 results[result["student"]] = result
                 if progress is not None:
                     progress(len(results), len(submissions), result)

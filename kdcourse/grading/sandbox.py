@@ -14,11 +14,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal, Self
 
 from . import doors
 from .cgroup import MIB, MemoryGroup, memory_group, oom_kills
@@ -74,7 +75,7 @@ def check_bubblewrap() -> None:
     if not doors.known():
         raise RuntimeError(
             f"on {platform.machine()} the system calls that hide memory are not known here; "
-            f"known are {', '.join(doors.NUMBERS)}. `--sandbox none` grades without a sandbox."
+            f"known are {', '.join(doors.MACHINES)}. `--sandbox none` grades without a sandbox."
         )
 
 
@@ -124,7 +125,7 @@ def run(
     killed = oom_kills()
     room = psutil.virtual_memory().available > limits.memory_mib * MIB
     with contextlib.ExitStack() as stack:
-        messages = stack.enter_context((scratch.parent / "messages").open("w+b"))
+        messages = stack.enter_context(_Messages())
         group = stack.enter_context(memory_group(_most_mib(limits)))
         begin = partial(_started, job, scratch, copies, sandbox, messages, limits)
         try:
@@ -139,10 +140,44 @@ def run(
         finally:
             started.processes.alive()
             started.processes.end()
-        messages.seek(0)
-        text = messages.read(4000).decode(errors="replace")
         starved = oom_kills() > killed and not (group is not None and group.overflowed())
-        yield Outcome(reason, seconds, round(peak), text, starved, room), started.written
+        yield Outcome(reason, seconds, round(peak), messages.text(), starved, room), started.written
+
+
+class _Messages:
+    """What a run's own processes write, of which the beginning is kept.
+
+    A pipe and no file: a file on this machine's disk would grow as the run pleases.
+    """
+
+    def __init__(self) -> None:
+        self._reading, self._writing = os.pipe()
+        self._kept = b""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.text()
+
+    def fileno(self) -> int:
+        """Where to write to, for `Popen`."""
+        return self._writing
+
+    def text(self) -> str:
+        """The beginning of it all, once every writer has gone; then nothing more is taken."""
+        if self._writing >= 0:
+            os.close(self._writing)
+            self._writing = -1
+            self._reader.join(timeout=5)
+        return self._kept.decode(errors="replace")
+
+    def _read(self) -> None:
+        with open(self._reading, "rb", buffering=0) as pipe:  # noqa: PTH123 - a descriptor
+            while data := pipe.read(2**16):
+                self._kept += data[: 4000 - len(self._kept)]
 
 
 @dataclass(frozen=True)
@@ -160,7 +195,7 @@ def _started(
     scratch: Path,
     copies: dict[Path, Path],
     sandbox: Sandbox,
-    messages: IO[bytes],
+    messages: _Messages,
     limits: Limits,
     warm: bool,
 ) -> contextlib.AbstractContextManager[_Started]:
@@ -182,7 +217,7 @@ def _may_be_warm(copies: dict[Path, Path]) -> bool:
 
 @contextlib.contextmanager
 def _unprotected(
-    job: Path, scratch: Path, copies: dict[Path, Path], messages: IO[bytes]
+    job: Path, scratch: Path, copies: dict[Path, Path], messages: _Messages
 ) -> Iterator[_Started]:
     """No sandbox: an ordinary process in an ordinary folder."""
     (scratch / "work").mkdir()
@@ -197,7 +232,7 @@ def _unprotected(
 
 
 @contextlib.contextmanager
-def _cold(command: list[str], messages: IO[bytes]) -> Iterator[_Started]:
+def _cold(command: list[str], messages: _Messages) -> Iterator[_Started]:
     """Start Python anew inside bubblewrap."""
     with (
         _inside([*command, "--", *PYTHON, "/job", "/scratch"], messages) as (process, first),
@@ -209,7 +244,7 @@ def _cold(command: list[str], messages: IO[bytes]) -> Iterator[_Started]:
 
 
 @contextlib.contextmanager
-def _warm(command: list[str], copies: dict[Path, Path], messages: IO[bytes]) -> Iterator[_Started]:
+def _warm(command: list[str], copies: dict[Path, Path], messages: _Messages) -> Iterator[_Started]:
     """Let bubblewrap make the sandbox around a `cat`, and a copy of the warm process enter it.
 
     Raises:
@@ -226,7 +261,7 @@ def _warm(command: list[str], copies: dict[Path, Path], messages: IO[bytes]) -> 
 
 @contextlib.contextmanager
 def _entered(
-    first: int, copies: dict[Path, Path], messages: IO[bytes]
+    first: int, copies: dict[Path, Path], messages: _Messages
 ) -> Iterator[tuple[int, int, int]]:
     pid, ended, go = WARM.enter(first, _variables(copies), messages, identity())
     with _closing(ended), _closing(go):
@@ -234,25 +269,29 @@ def _entered(
 
 
 @contextlib.contextmanager
-def _inside(command: list[str], messages: IO[bytes]) -> Iterator[tuple[subprocess.Popen, int]]:
+def _inside(command: list[str], messages: _Messages) -> Iterator[tuple[subprocess.Popen, int]]:
     """A complete sandbox: bubblewrap, and the first process in it as seen from here."""
     reading, writing = os.pipe()
+    program, written = os.pipe()
+    os.write(written, doors.program())  # what a pipe holds at least is much larger
+    os.close(written)
     at = command.index("--")
-    command = [*command[:at], "--info-fd", str(writing), *command[at:]]
+    numbers = ["--info-fd", str(writing), "--seccomp", str(program)]
+    command = [*command[:at], *numbers, *command[at:]]
     environment = {"PATH": os.environ.get("PATH", os.defpath)}
     with _closing(reading), contextlib.ExitStack() as stack:
+        given: dict[str, Any] = {"env": environment, "pass_fds": [writing, program]}
         try:
-            process = stack.enter_context(
-                _answering(command, messages, env=environment, pass_fds=[writing], **identity())
-            )
+            process = stack.enter_context(_answering(command, messages, **given, **identity()))
         finally:
             os.close(writing)
+            os.close(program)
         yield process, json.loads(os.read(reading, 4096))["child-pid"]
 
 
 @contextlib.contextmanager
 def _answering(
-    command: list[str], messages: IO[bytes], **options: Any
+    command: list[str], messages: _Messages, **options: Any
 ) -> Iterator[subprocess.Popen]:
     """Start a program that answers a line with that line, and wait until it does.
 
@@ -264,7 +303,7 @@ def _answering(
         command,
         stdin=pipe,
         stdout=pipe,
-        stderr=messages,
+        stderr=messages.fileno(),
         start_new_session=True,
         bufsize=0,
         **options,
@@ -274,9 +313,9 @@ def _answering(
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(b"\n")
             if process.stdout.read(1) != b"\n":
-                messages.seek(0)
-                words = messages.read(1000).decode(errors="replace")
-                raise RuntimeError(f"{Path(command[0]).name} did not start: {words}")
+                process.kill()
+                process.wait()
+                raise RuntimeError(f"{Path(command[0]).name} did not start: {messages.text()}")
             yield process
         finally:
             process.kill()
@@ -346,6 +385,7 @@ def _variables(copies: dict[Path, Path]) -> dict[str, str]:
 def _bubblewrap(job: Path, copies: dict[Path, Path], limits: Limits) -> list[str]:
     command = [find_bubblewrap(), *ISOLATION, "--hostname", "sandbox"]
     command += ["--clearenv", "--dev", "/dev", "--proc", "/proc"]
+    command += ["--dev-bind", "/dev/null", "/dev/zero"]  # mapped and shared, it holds memory
     for name in ("sys", "sysrq-trigger", "irq", "bus", "fs", "mtrr", "pressure"):  # root may write
         command += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
     sizes = (limits.disk_mib + MARGIN_MIB, TEMPORARY_MIB, TEMPORARY_MIB)

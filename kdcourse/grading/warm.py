@@ -21,7 +21,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 PRELOADED = (
     *("kdcourse.grading.doors", "kdcourse.grading.kernel", "kdcourse.grading.run"),
@@ -35,6 +35,13 @@ IDLE_SECONDS = 60.0
 _NAMESPACES = ("ipc", "uts", "net", "pid", "cgroup", "mnt")
 _NS_GET_PARENT = 0xB702
 _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 24, 38
+
+
+class HasFileno(Protocol):
+    """A file, or what can stand for one."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
 
 
 class CannotEnter(Exception):  # noqa: N818 - a finding: there is the cold start
@@ -58,7 +65,7 @@ class WarmProcess:
         self,
         sandbox_pid: int,
         environment: Mapping[str, str],
-        messages: IO[bytes],
+        messages: HasFileno,
         identity: Mapping[str, Any],
     ) -> tuple[int, int, int]:
         """Run a notebook inside the sandbox of a process, with nothing but `environment`.

@@ -5,7 +5,7 @@ import math
 import os
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,8 @@ from .cgroup import MIB, MemoryGroup
 Reason = Literal["ended", "timeout", "memory", "processes", "disk"]
 MAX_DEPTH = 100
 MANY = 16
-USUAL_DESCRIPTORS = 64  # a kernel at rest has about fifty
-DESCRIPTOR_MIB = 0.25  # what a pipe or a socket may hold in the kernel's own memory
+USUAL_CHANNELS = 64  # a kernel at rest has about fifty
+CHANNEL_MIB = 0.25  # what a pipe or a socket may hold in the kernel's own memory
 ENTRY_BYTES = 4096  # a file without content costs something too
 
 
@@ -135,6 +135,9 @@ def watch(
         ended = bool(select.select([processes.ended], [], [], pause)[0])
         turn += 1
         tree = processes.alive()
+        if len(tree) > limits.processes and not ended:
+            reason = "processes"
+            break
         disk = places.used_mib() if turn % places.pause == 0 or ended else 0.0
         used = 0.0 if ended else _memory_mib(tree, limits.memory_mib)
         if group is not None:  # what is written is counted as files
@@ -146,67 +149,84 @@ def watch(
             reason = "disk"
         elif ended:
             reason = "ended"
-        elif len(tree) > limits.processes:
-            reason = "processes"
         elif time.monotonic() - start > limits.seconds:
             reason = "timeout"
     return reason, time.monotonic() - start, peak
 
 
 def _memory_mib(tree: Sequence[Any], limit: float) -> float:
-    """What all processes hold; above the limit, shared pages are counted once (PSS).
+    """What all processes hold; above the limit, shared pages are counted once (PSS)."""
+    seen = [_Size(process.pid) for process in tree]
+    channels = set[str]().union(*(size.channels for size in seen))
+    hidden = CHANNEL_MIB * max(0, len(channels) - USUAL_CHANNELS)
+    hidden += sum(size.tables for size in seen) + (_queued_mib(tree[-1].pid) if tree else 0)
+    resident = sum(size.pages for size in seen)
+    if resident + hidden <= limit:
+        return resident + hidden
+    return hidden + sum(map(_proportional_mib, tree, seen))
 
-    Counting pages waits for processes that fork. Where there are many, each counts with what it
-    has more than the one that runs the notebook, of which they are copies.
+
+class _Size:
+    """What one process holds at this moment, in MiB.
+
+    Attributes:
+        pages: in memory and in swap.
+        tables: that lead to the pages.
+        channels: names of its pipes and sockets; of what the kernel holds for them, all that is
+            known is their number.
     """
-    sizes = [_sizes_mib(process.pid) for process in tree]
-    resident = [pages for pages, _ in sizes]
-    hidden = sum(tables for _, tables in sizes) + _kernel_mib(tree)
-    if sum(resident) + hidden <= limit:
-        return sum(resident) + hidden
-    if len(tree) > MANY:
-        return hidden + sum(max(0.0, each - max(resident[:2])) for each in resident)
-    return hidden + sum(map(_proportional_mib, tree, resident))
+
+    def __init__(self, pid: int) -> None:
+        self.pages = self.tables = 0.0
+        self.channels: set[str] = set()
+        for folder in (Path(f"/proc/{pid}"), *_threads(pid)):
+            with contextlib.suppress(OSError):
+                text = (folder / "status").read_text(encoding="utf-8", errors="replace")
+                fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+                if "VmRSS" in fields:  # else its first thread has ended, and others go on
+                    self.pages = _mib(fields, "VmRSS") + _mib(fields, "VmSwap")
+                    self.tables = _mib(fields, "VmPTE")
+                    self.channels = _channels(folder)
+                    return
 
 
-def _sizes_mib(pid: int) -> tuple[float, float]:
-    """A process's pages, in memory and in swap, and the tables that lead to them."""
+def _mib(fields: Mapping[str, str], name: str) -> float:
+    return int(fields.get(name, "0").split()[0]) / 1024
+
+
+def _channels(folder: Path) -> set[str]:
+    found = set()
     with contextlib.suppress(OSError):
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
-        fields = dict(line.split(":", 1) for line in lines.splitlines() if ":" in line)
-        pages, swapped, tables = (
-            int(fields.get(name, "0").split()[0]) / 1024 for name in ("VmRSS", "VmSwap", "VmPTE")
-        )
-        return pages + swapped, tables
-    return 0.0, 0.0
+        for path in (folder / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.add(str(path.readlink()))
+    return {name for name in found if name.startswith(("pipe:", "socket:"))}
 
 
-def _proportional_mib(process: Any, resident: float) -> float:
+def _threads(pid: int) -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        yield from Path(f"/proc/{pid}/task").iterdir()
+
+
+def _proportional_mib(process: Any, size: _Size) -> float:
     import psutil
 
     try:
         full = process.memory_full_info()
         return (full.pss + full.swap) / MIB
-    except psutil.NoSuchProcess:
-        return 0.0
     except (psutil.Error, OSError):  # it hides how much it shares: it counts with all
-        return resident
+        return size.pages
 
 
-def _kernel_mib(tree: Sequence[Any]) -> float:
-    """What pipes and sockets may hold in the kernel: by their number, and by what waits in them."""
-    import psutil
-
-    held = 0.0
-    for process in tree:
-        with contextlib.suppress(psutil.Error, OSError):
-            held += DESCRIPTOR_MIB * max(0, process.num_fds() - USUAL_DESCRIPTORS)
-    for name in ("tcp", "tcp6") if tree else ():
+def _queued_mib(pid: int) -> float:
+    """What waits in the TCP connections that a process sees; each byte costs about two."""
+    held = 0
+    for name in ("tcp", "tcp6"):
         with contextlib.suppress(OSError, IndexError, ValueError):
-            lines = Path(f"/proc/{tree[-1].pid}/net/{name}").read_text().splitlines()[1:]
+            lines = Path(f"/proc/{pid}/net/{name}").read_text(encoding="ascii").splitlines()[1:]
             queues = (line.split()[4].split(":") for line in lines)
-            held += 2 * sum(int(size, 16) for queue in queues for size in queue) / MIB
-    return held
+            held += 2 * sum(int(size, 16) for queue in queues for size in queue)
+    return held / MIB
 
 
 def _folder_mib(folder: Path) -> float:
