@@ -25,17 +25,22 @@ Edits = Sequence[tuple[str, str]]
 NOT_RUN = {"setup", "plot", "hand-in"}
 
 
+def replace(cells, edits: Edits) -> None:
+    """Replace text in cells, in place; each old text must stand there exactly once."""
+    for old, new in edits:
+        found = sum(cell["source"].count(old) for cell in cells)
+        assert found == 1, f"the master contains {old!r} {found} times"
+        for cell in cells:
+            cell["source"] = cell["source"].replace(old, new)
+
+
 def edited(master, edits: Edits):
     """The master's own solution with some text replaced, as a run has it: with the probes."""
     cells = [
         {"ids": [cell.id], "type": cell.cell_type, "source": cell.source}
         for cell in notebooks.solution_version(master).cells
     ]
-    for old, new in edits:
-        found = sum(cell["source"].count(old) for cell in cells)
-        assert found == 1, f"the master contains {old!r} {found} times"
-        for cell in cells:
-            cell["source"] = cell["source"].replace(old, new)
+    replace(cells, edits)
     return rebuild(master, cells).cells
 
 

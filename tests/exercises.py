@@ -1,17 +1,17 @@
 """What the tests of the exercises share: a class of right, unchanged and wrong submissions."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import nbformat
 import pytest
+from cells import Edits, replace, tried
 from classroom import kdcourse, rows
 
 from kdcourse.grading.assign import assign
 from kdcourse.grading.key import find_master
 
-Edits = Sequence[tuple[str, str]]
 Slips = Mapping[str, tuple[Edits, set[str]]]
 
 
@@ -42,11 +42,7 @@ def graded_class(exercise: str, slips: Slips, folder: Path, seeds: tuple[int, in
     shutil.copy(assigned / "student.ipynb", submissions / "unchanged.ipynb")
     for name, (edits, _) in slips.items():
         notebook = nbformat.read(assigned / "solution.ipynb", as_version=4)
-        for old, new in edits:
-            found = sum(cell.source.count(old) for cell in notebook.cells)
-            assert found == 1, f"the master contains {old!r} {found} times"
-            for cell in notebook.cells:
-                cell.source = cell.source.replace(old, new)
+        replace(notebook.cells, edits)
         nbformat.write(notebook, submissions / f"{name}.ipynb")
     out, key = folder / "graded", assigned / "key"
     run("grade", exercise, submissions, "--out", out, "--key", key, "--jobs", 2)
@@ -87,3 +83,21 @@ def exercise_tests(exercise: str, parts: Mapping[str, float], slips: Slips):
         test_the_master_earns_everything_and_an_untouched_notebook_nothing,
         test_a_slip_costs_the_parts_concerned_and_only_these,
     )
+
+
+def told_test(slips: Mapping[str, tuple[Edits, Collection[str], set[str], str]]):
+    """The test that a slip is told by the public checks and costs its own parts; it needs `key`.
+
+    Args:
+        slips: by name, edits of the master's solution, the ids of cells left out, the parts that
+            lose points, and words that the learner reads.
+    """
+
+    @pytest.mark.parametrize("name", slips)
+    def test(key, tmp_path, name):
+        edits, left_out, lost, words = slips[name]
+        read, found = tried(key, tmp_path / "answers", edits, left_out)
+        assert words in read
+        assert found == lost
+
+    return test

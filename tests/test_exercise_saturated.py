@@ -1,8 +1,8 @@
 """The exercise on a detector that is stuck: each slip costs its own parts only, and is told so."""
 
 import pytest
-from cells import earned, make_key, tried
-from exercises import exercise_tests
+from cells import earned, make_key
+from exercises import exercise_tests, told_test
 
 PARTS = {
     "value": 3,
@@ -121,12 +121,7 @@ def key(tmp_path_factory):
     return make_key("saturated", tmp_path_factory.mktemp("saturated") / "key")
 
 
-@pytest.mark.parametrize("name", TOLD)
-def test_a_learner_reads_what_is_wrong_and_loses_the_parts_concerned(key, tmp_path, name):
-    edits, left_out, lost, words = TOLD[name]
-    read, found = tried(key, tmp_path / "answers", edits, left_out)
-    assert words in read
-    assert found == lost
+test_a_learner_reads_what_is_wrong_and_loses_the_parts_concerned = told_test(TOLD)
 
 
 BEGIN = f"    {TARGET}\n"

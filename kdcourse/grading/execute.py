@@ -13,6 +13,7 @@ from . import sandbox
 from .available import imported_names, package_copies
 from .files import FileProblem, parse_json, read_regular, scratch_folder
 from .key import Key
+from .submission import encodable
 
 MAX_SHOWN = 100
 MAX_SECONDS = 10**6
@@ -172,5 +173,5 @@ def _cells(content: Any, notebook: Any) -> tuple[list[dict], list[dict], float]:
 
 
 def _plain(value: Any, length: int) -> str:
-    """Somebody else's text, cut, and in characters that every file can hold."""
-    return str(value)[:length].encode("utf-8", "backslashreplace").decode("utf-8")
+    """Somebody else's text, cut."""
+    return encodable(str(value)[:length])

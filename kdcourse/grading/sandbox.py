@@ -235,7 +235,7 @@ def _unprotected(
 def _cold(command: list[str], messages: _Messages) -> Iterator[_Started]:
     """Start Python anew inside bubblewrap."""
     with (
-        _inside([*command, "--", *PYTHON, "/job", "/scratch"], messages) as (process, first),
+        _inside(command, [*PYTHON, "/job", "/scratch"], messages) as (process, first),
         _written(first) as places,
         _closing(os.pidfd_open(process.pid)) as ended,
     ):
@@ -251,7 +251,7 @@ def _warm(command: list[str], copies: dict[Path, Path], messages: _Messages) -> 
         CannotEnter: where that is not possible.
     """
     with (
-        _inside([*command, "--", "cat"], messages) as (process, first),
+        _inside(command, ["cat"], messages) as (process, first),
         _written(first) as places,
         _entered(first, copies, messages) as (pid, ended, go),
     ):
@@ -269,23 +269,23 @@ def _entered(
 
 
 @contextlib.contextmanager
-def _inside(command: list[str], messages: _Messages) -> Iterator[tuple[subprocess.Popen, int]]:
+def _inside(
+    sandbox: list[str], program: list[str], messages: _Messages
+) -> Iterator[tuple[subprocess.Popen, int]]:
     """A complete sandbox: bubblewrap, and the first process in it as seen from here."""
     reading, writing = os.pipe()
-    program, written = os.pipe()
-    os.write(written, doors.program())  # what a pipe holds at least is much larger
-    os.close(written)
-    at = command.index("--")
-    numbers = ["--info-fd", str(writing), "--seccomp", str(program)]
-    command = [*command[:at], *numbers, *command[at:]]
+    calls, filled = os.pipe()
+    os.write(filled, doors.program())  # what a pipe holds at least is much larger
+    os.close(filled)
+    command = [*sandbox, "--info-fd", str(writing), "--seccomp", str(calls), "--", *program]
     environment = {"PATH": os.environ.get("PATH", os.defpath)}
     with _closing(reading), contextlib.ExitStack() as stack:
-        given: dict[str, Any] = {"env": environment, "pass_fds": [writing, program]}
+        given: dict[str, Any] = {"env": environment, "pass_fds": [writing, calls]}
         try:
             process = stack.enter_context(_answering(command, messages, **given, **identity()))
         finally:
             os.close(writing)
-            os.close(program)
+            os.close(calls)
         yield process, json.loads(os.read(reading, 4096))["child-pid"]
 
 

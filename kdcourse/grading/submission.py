@@ -132,7 +132,7 @@ def parse_cells(data: bytes) -> list[dict[str, Any]]:
         labels = metadata.get("tags")
         if isinstance(labels, list) and "injected-parameters" in labels:
             continue  # left behind by an earlier papermill run
-        cells.append({"ids": identity, "type": cell["cell_type"], "source": _encodable(source)})
+        cells.append({"ids": identity, "type": cell["cell_type"], "source": encodable(source)})
     return cells
 
 
@@ -197,8 +197,9 @@ def _added(anchor: str | None, added: dict[str | None, list[str]]) -> Iterator[A
 
 def _plain(name: str) -> str:
     """A student's name from a file name: one Unicode form, and always encodable."""
-    return unicodedata.normalize("NFC", _encodable(name))
+    return unicodedata.normalize("NFC", encodable(name))
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
+    """Text that every file can hold: half of a surrogate pair becomes its escape."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
