@@ -423,10 +423,12 @@ def hostile(assigned, student, tmp_path_factory):
         cells = class_[f"without-{cell}"].notebook["cells"]
         cells.remove(class_[f"without-{cell}"].cell(cell))
     class_ |= {name: student().solved() for name in ODD_NAMES}
-    slow = base / "slow"
+    slow, many = base / "slow", base / "many"
     slow.mkdir()
+    many.mkdir()
     for name, made in class_.items():
         into = slow if BREAKS.get(name, ("", ""))[1] == "timeout" else folder
+        into = many if name == "forks" else into
         (into / f"{name}.ipynb").write_text(json.dumps(made.notebook))
     solution = (assigned / "solution.ipynb").read_bytes()
     (folder / os.fsdecode(b"\xff.ipynb")).write_bytes(solution)
@@ -438,11 +440,16 @@ def hostile(assigned, student, tmp_path_factory):
     roster = base / "roster.csv"
     roster.write_text("student\n../../evil\nlooks\n")
     before = pieces(folder), pieces(assigned), Path("/proc/self/mounts").read_text()
-    # The clock ends what is meant to last, and is out of reach for what breaks another limit.
-    for class_folder, seconds, more in ((slow, 8, ()), (folder, 90, ("--roster", roster))):
+    # Each limit ends what is meant to break it; the others are out of its reach, on a busy machine
+    # too: the clock but for what lasts, the memory of many copies of a large process.
+    for class_folder, seconds, memory, more in (
+        (slow, 8, 700, ()),
+        (many, 90, 6000, ()),
+        (folder, 90, 700, ("--roster", roster)),
+    ):
         done = kdcourse(
             *("grade", MASTER, class_folder, "--out", out, "--key", assigned / "key", *more),
-            *("--jobs", 2, "--timeout", seconds, "--memory", 700),
+            *("--jobs", 2, "--timeout", seconds, "--memory", memory),
             env={**os.environ, "SECRET": f"SECRET-{MARK}", "TMPDIR": str(scratch)},
         )
         assert done.returncode == 0, done.stderr
@@ -502,7 +509,7 @@ def test_no_process_and_no_file_outlives_the_run(hostile):
         assert scratch not in line
     assert not list(Path(scratch).iterdir())
     assert sorted(path.name for path in hostile.parent.iterdir()) == [
-        *("in", "out", "roster.csv", "scratch", "slow")
+        *("in", "many", "out", "roster.csv", "scratch", "slow")
     ]
     assert sorted(path.name for path in hostile.iterdir()) == [
         *("answers", "canvas.csv", "feedback", "grades.csv", "gradescope", "moodle.csv"),
