@@ -1,14 +1,17 @@
 """Claims: a sentence of the text, tied to the numbers that make it true."""
 
 import math
+import os
+import sys
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ._checks import require
 
 FEWEST_SEEDS = 5
+RECORD = "application/vnd.kdcourse.claim+json"  # beside the text, in a notebook's outputs
 
 
 class Interval(NamedTuple):
@@ -84,7 +87,8 @@ def claim(
         The interval.
 
     Raises:
-        ClaimError: if the sentence does not hold.
+        ClaimError: if the sentence does not hold. With the environment variable `KDCOURSE_CLAIMS`
+            set to `tell`, this is printed and recorded, and the notebook goes on.
         ValueError: unless exactly one of the three bounds is given; for an `Interval` in place of
             the differences.
 
@@ -113,10 +117,40 @@ def claim(
     }[words]
     needs = f"within ±{bound:g}" if within is not None else f"{words} {bound:+g}"
     detail = f"effect {effect} {unit} over {effect.n} {over}; the claim needs {needs}"
-    if effect.n < FEWEST_SEEDS:
-        print(f"Not judged, too few {over} to judge: {sentence}\n  {detail}")
+    judged = effect.n >= FEWEST_SEEDS
+    record = {"sentence": sentence, **effect._asdict(), "unit": unit, "over": over, "needs": needs}
+    if not judged:
+        sentence = f"Not judged, too few {over} to judge: {sentence}"
     elif holds:
-        print(f"Holds: {sentence}\n  {detail}")
+        sentence = f"Holds: {sentence}"
     else:
-        raise ClaimError(f"no longer true: {sentence}\n  {detail}")
+        sentence = f"no longer true: {sentence}"
+    pronounce(f"{sentence}\n  {detail}", holds if judged else None, record)
     return effect
+
+
+def pronounce(text: str, holds: bool | None, record: dict[str, Any]) -> None:
+    """Show a verdict; in a notebook its record, plain JSON, is kept beside the text.
+
+    Args:
+        text: what the reader sees.
+        holds: None if it was not judged.
+        record: what a program wants to know; numbers that are not finite become None.
+
+    Raises:
+        ClaimError: if it does not hold, unless `KDCOURSE_CLAIMS` is `tell`.
+    """
+    telling = os.environ.get("KDCOURSE_CLAIMS") == "tell"
+    if holds is False and not telling:
+        raise ClaimError(text)
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None:
+        print(text)
+        return
+    from IPython.display import display
+
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    display({"text/plain": text, RECORD: finite | {"holds": holds}}, raw=True)

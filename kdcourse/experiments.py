@@ -3,7 +3,7 @@
 import inspect
 import json
 import os
-import platform
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import TensorDataset
 
 from ._checks import require
-from .claims import FEWEST_SEEDS, ClaimError, interval
+from .claims import FEWEST_SEEDS, interval, pronounce
 from .data import TensorLoader
+from .provenance import code_digest, machine
 from .training import fit, predict
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 STUDIES = Path(__file__).parent / "studies"
+_ALONE = threading.Lock()  # two runs in one process would share PyTorch's random numbers
 
 
 def train(
@@ -214,13 +216,14 @@ def run(
     """Call `function(seed=seed, **settings)` for every configuration and seed.
 
     Runs go to separate processes with one PyTorch thread each, so results do not depend on how
-    many run at once.
+    many run at once. Where joblib has been given another backend, `joblib.parallel_config("dask")`
+    after a `dask.distributed.Client` say, they go there; what a lost worker had begun is run again.
 
     Args:
         function: returns one row, a dict of column to value, or a list of rows.
         configurations: name → keyword arguments of the function.
         seeds: a number of seeds (0, 1, ...), or the seeds themselves.
-        jobs: processes at a time; the number of cores unless told.
+        jobs: processes of this machine at a time; the number of cores unless told.
         resume: a file to which every finished run is added at once; runs found in it are not
             repeated. Rows must then be plain JSON values.
         progress: show a progress bar.
@@ -249,8 +252,12 @@ def run(
     store = _Store(resume, configurations)
     finished = store.read()
     todo = [task for task in tasks if task not in finished]
-    jobs = min(jobs or joblib.cpu_count(), max(len(todo), 1))
-    with joblib.parallel_config(backend="loky", n_jobs=jobs, inner_max_num_threads=1):
+    backend, _ = joblib.parallel.get_active_backend(prefer="processes")
+    where: dict[str, Any] = {"n_jobs": -1}
+    if backend.supports_inner_max_num_threads:  # processes of this machine
+        jobs = min(jobs or joblib.cpu_count(), max(len(todo), 1))
+        where = {"n_jobs": jobs, "inner_max_num_threads": 1}
+    with joblib.parallel_config(backend, **where):
         results = joblib.Parallel(return_as="generator_unordered")(
             joblib.delayed(_run_one)(function, name, seed, dict(configurations[name]))
             for name, seed in todo
@@ -265,14 +272,16 @@ def run(
 def _run_one(
     function: Callable, name: str, seed: int, settings: dict[str, Any]
 ) -> tuple[tuple[str, int], list[Row]]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        result = function(seed=seed, **settings)
-    except Exception as error:
-        raise RuntimeError(f"configuration {name!r} failed with seed {seed}: {error!r}") from error
-    finally:
-        torch.set_num_threads(threads)
+    with _ALONE:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            result = function(seed=seed, **settings)
+        except Exception as error:
+            message = f"configuration {name!r} failed with seed {seed}: {error!r}"
+            raise RuntimeError(message) from error
+        finally:
+            torch.set_num_threads(threads)
     rows = [result] if isinstance(result, Mapping) else list(result)
     return (name, seed), [{"configuration": name, "seed": seed, **row} for row in rows]
 
@@ -337,10 +346,14 @@ def study(
     configurations: Mapping[str, Mapping[str, Any]],
     seeds: int | Iterable[int] = 5,
     *,
-    repeat: bool = False,
+    repeat: bool | str = False,
     jobs: int | None = None,
 ) -> Study:
     """The stored results of a sweep; `repeat` runs it and stores them.
+
+    The environment variable `KDCOURSE_STUDIES` names a folder in which studies are stored in place
+    of the package's, and looked for first. What was repeated there by the same code, on the same
+    seeds, is not repeated again: so a long check of many studies can be taken up where it stopped.
 
     Args:
         name: of a study that the package holds, in its folder `STUDIES`; or a JSON file of your
@@ -349,12 +362,15 @@ def study(
         configurations: name → keyword arguments of the function.
         seeds: a number of seeds, or the seeds themselves; only for a repetition.
         jobs: processes at a time.
-        repeat: run everything again. Finished runs are kept beside the file until all are done, so
-            an interrupted study goes on where it stopped.
+        repeat: run everything again, if it is True, "full", or this study's own name. Finished runs
+            are kept beside the file until all are done, so an interrupted study goes on where it
+            stopped.
 
     Returns:
         The table of `run`, numbers rounded to four places, and `about`: date, versions, hardware,
-        and the seconds since the study was last begun or taken up again.
+        seeds, a digest of the code that decides the numbers (see `code_digest`), and the seconds
+        since the study was last begun or taken up again. If that code is another one now, a line is
+        printed.
 
     Raises:
         ValueError: when there is no such study, or it holds other configurations than these, or
@@ -363,8 +379,12 @@ def study(
     import pandas as pd
 
     path, seeds = _study_file(name), list(range(seeds) if isinstance(seeds, int) else seeds)
-    if repeat:
-        _repeat(path, function, configurations, seeds, jobs)
+    code = code_digest(function, configurations)
+    wanted = repeat in ("full", name) if isinstance(repeat, str) else repeat
+    if wanted and not _is_repeated(path, configurations, seeds, code):
+        _repeat(path, function, configurations, seeds, jobs, code)
+    if path.parent != STUDIES and not path.exists() and not str(name).endswith(".json"):
+        path = STUDIES / path.name
     advice = _advice(path, len(configurations) * len(seeds))
     require(path.exists(), f"no study {str(name)!r}: {advice}")
     about = json.loads(path.read_text(encoding="utf-8"))
@@ -377,13 +397,27 @@ def study(
         f"{sorted(asked.keys() - stored.keys())}, has {sorted(stored.keys() - asked.keys())} "
         f"beside them, and has other settings of {other}: {advice}",
     )
+    if code is not None and about.get("code", code) != code:
+        print(
+            f"The study {path.stem} is of {about['date']}. Code that decides its numbers, or a "
+            f"value which that code reads, is another one now."
+        )
     return Study(table, about)
 
 
 def _study_file(name: str | os.PathLike) -> Path:
     if isinstance(name, str) and not name.endswith(".json"):
-        return STUDIES / f"{name}.json"
+        return Path(os.environ.get("KDCOURSE_STUDIES") or STUDIES) / f"{name}.json"
     return Path(name)
+
+
+def _is_repeated(path: Path, configurations: Mapping, seeds: list[int], code: str | None) -> bool:
+    """Whether the folder for repetitions holds this very study already."""
+    if str(path.parent) != os.environ.get("KDCOURSE_STUDIES") or not path.exists():
+        return False
+    about = json.loads(path.read_text(encoding="utf-8"))
+    known = about.get("seeds"), about["settings"], about.get("code")
+    return code is not None and known == (seeds, _settings(configurations), code)
 
 
 def _advice(path: Path, runs: int) -> str:
@@ -398,18 +432,21 @@ def _advice(path: Path, runs: int) -> str:
 
 
 def _repeat(
-    path: Path, function: Callable, configurations: Mapping, seeds: list[int], jobs: int | None
+    path: Path,
+    function: Callable,
+    configurations: Mapping,
+    seeds: list[int],
+    jobs: int | None,
+    code: str | None,
 ) -> None:
     """Run a study and store it."""
     unfinished, start = _begin(path), time.perf_counter()
     table = run(function, configurations, seeds, jobs=jobs, resume=unfinished)
     whole = {
         "date": date.today().isoformat(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__.split("+")[0],
-        },
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, one thread a run",
+        **machine(),
+        "code": code,
+        "seeds": seeds,
         "seconds": round(time.perf_counter() - start),
         "settings": _settings(configurations),
         "rows": table.round(4).to_dict("records"),
@@ -444,7 +481,7 @@ def confirm(stored: "pd.DataFrame", again: "pd.DataFrame", value: str) -> None:
         value: the column to compare.
 
     Raises:
-        ClaimError: names the configuration whose mean lies outside.
+        ClaimError: names the configuration whose mean lies outside; see `claim`.
 
     Example:
         >>> import pandas as pd
@@ -463,9 +500,8 @@ def confirm(stored: "pd.DataFrame", again: "pd.DataFrame", value: str) -> None:
         )
         sentence = f"{name}: run again {new['mean']:.1f}, {words} the study's "
         sentence += f"{mean:.1f} [{low:.1f}, {high:.1f}]"
-        if words == "outside":
-            raise ClaimError(sentence)
-        print(sentence)
+        record = {"confirmed": str(name), "again": new["mean"], "stored": [low, high]}
+        pronounce(sentence, None if new["n"] < FEWEST_SEEDS else bool(inside), record)
 
 
 def summarize(

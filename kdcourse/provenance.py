@@ -1,0 +1,186 @@
+"""Where numbers come from: a digest of the code that decides them, and what it ran on."""
+
+import ast
+import functools
+import hashlib
+import importlib
+import inspect
+import io
+import os
+import platform
+import sys
+import textwrap
+import tokenize
+from collections.abc import Iterable, Iterator, Mapping
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+from .notebooks import source_text
+
+PACKAGE = __name__.partition(".")[0]
+
+
+def code_digest(function: Any, settings: Any = None) -> str | None:
+    """Sixteen hexadecimal digits that change when code that decides a function's results changes.
+
+    The code is that of the function, of what it calls, and so on, as far as it was defined in the
+    function's own module (or notebook) or in this package. Comments, docstrings and formatting do
+    not count, nor where something is defined. Plain values that the code reads do; arrays, data
+    sets and trained weights do not. What is reached only through an attribute of an instance is
+    found when its class is.
+
+    Args:
+        function: what computes a row of a study.
+        settings: its arguments; functions and classes in them count, too.
+
+    Returns:
+        The digest, or None where the source of the function is not to be had.
+
+    Example:
+        >>> from functools import partial
+        >>> from kdcourse.relations import pkt_loss, similarity_preserving_loss
+        >>> code_digest(pkt_loss) == code_digest(partial(pkt_loss))
+        True
+        >>> code_digest(pkt_loss) == code_digest(similarity_preserving_loss)
+        False
+    """
+    found: dict[str, str] = {}
+    home = getattr(inspect.unwrap(_bare(function)), "__module__", "")
+    waiting = [function, *_within(settings)]
+    seen: set[int] = set()
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, functools.partial):
+            waiting += [item.func, *_within(item.args), *_within(item.keywords)]
+            found[f"partial {_plain(item.args)} {_plain(item.keywords)}"] = ""
+        elif _is_code(item) and _is_ours(item, home):
+            try:
+                tree, text = _parsed(item)
+            except (OSError, TypeError):
+                if item is function:
+                    return None
+                continue
+            found[f"{item.__qualname__}\n{text}"] = ""
+            for name, value in _used(item, tree):
+                waiting += _within(value)
+                if (words := _plain(value)) is not None:
+                    found[f"{name} = {words}"] = ""
+        elif not _is_code(item):
+            waiting.append(type(item))
+    if not found:
+        return None
+    return hashlib.sha256("\0".join(sorted(found)).encode()).hexdigest()[:16]
+
+
+def _bare(function: Any) -> Any:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def _within(value: Any) -> Iterator[Any]:
+    """What counts in a value: itself, or what a container holds; modules lead nowhere."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple | set):
+        for inner in value:
+            yield from _within(inner)
+    elif not isinstance(value, ModuleType | BuiltinFunctionType | str | int | float | type(None)):
+        yield value
+
+
+def _plain(value: Any) -> str | None:
+    """The text of a plain value, the same in every process; None for any other."""
+    if isinstance(value, str | int | float | bool | type(None)):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return str(sorted((str(key), _plain(inner)) for key, inner in value.items()))
+    if isinstance(value, list | tuple | range):
+        return str([_plain(inner) for inner in value])
+    return None
+
+
+def _is_code(item: Any) -> bool:
+    return isinstance(item, FunctionType | type)
+
+
+def _is_ours(item: Any, home: str) -> bool:
+    return item.__module__ == home or item.__module__.partition(".")[0] == PACKAGE
+
+
+def _parsed(item: Any) -> tuple[ast.AST | None, str]:
+    """The syntax tree of a definition, and its text without comments, docstrings and line ends.
+
+    The text is the same in every version of Python, which no dump of the tree would be.
+    """
+    source = textwrap.dedent(inspect.getsource(item)).strip()
+    try:
+        tree, text = ast.parse(source), source_text(item)
+    except SyntaxError:  # a lambda in the middle of something
+        return None, " ".join(source.split())
+    lines = text.split("\n")
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            line, start = token.start
+            lines[line - 1] = lines[line - 1][:start]
+    return tree, " ".join(" ".join(lines).split())
+
+
+def _used(item: Any, tree: ast.AST | None) -> Iterator[tuple[str, Any]]:
+    """The names that a definition reads outside itself, with their values."""
+    if isinstance(item, type):
+        scope = vars(sys.modules.get(item.__module__, object))
+        for base in item.__mro__[1:]:
+            yield base.__name__, base
+    else:
+        closure = inspect.getclosurevars(item)
+        scope = {**item.__globals__, **closure.nonlocals}
+        for value in (item.__defaults__ or (), item.__kwdefaults__ or {}):
+            yield "defaults", value
+    for name in sorted(_names(item, tree)):
+        if name in scope:
+            yield name, scope[name]
+    for node in ast.walk(tree) if tree is not None else ():
+        if isinstance(node, ast.ImportFrom):
+            yield from _imported(node, item.__module__)
+
+
+def _names(item: Any, tree: ast.AST | None) -> set[str]:
+    if tree is None:
+        return set(_code_names(item.__code__))
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def _code_names(code: Any) -> Iterable[str]:
+    inner = [const for const in code.co_consts if hasattr(const, "co_names")]
+    return [*code.co_names, *code.co_freevars, *(n for c in inner for n in _code_names(c))]
+
+
+def _imported(node: ast.ImportFrom, module: str) -> Iterator[tuple[str, Any]]:
+    """What an import inside a function brings in, if it comes from this package."""
+    package = module.rpartition(".")[0]
+    name = "." * node.level + (node.module or "")
+    if not name.startswith((".", PACKAGE)) or (node.level and not package):
+        return
+    source = importlib.import_module(name, package)
+    for alias in node.names:
+        if hasattr(source, alias.name):
+            yield alias.name, getattr(source, alias.name)
+
+
+def machine() -> dict[str, Any]:
+    """What numbers were computed on: versions and hardware."""
+    import numpy as np
+    import torch
+
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__.split("+")[0],
+            "numpy": np.__version__,
+        },
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, one thread a run",
+    }
