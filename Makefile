@@ -3,12 +3,20 @@ PYTHON ?=
 PORT ?= 8000
 PY = .venv/bin/python
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest
+LOSSES = soft_targets features relations self_distillation detection language advanced
+PAGES ?=
+SCHEDULER ?=
 
-.PHONY: help book test unit-tests notebook-tests colab site-tests lint bench notebooks teachers serve clean
+.PHONY: help quick book test unit-tests notebook-tests colab site-tests lint studies verify bench \
+	notebooks teachers serve dist clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
+
+quick: .venv/.installed-dev ## While you work: style, types, drift and the tests of the losses, in a minute
+	@$(MAKE) --no-print-directory lint
+	$(PYTEST) -n 2 -q $(LOSSES:%=tests/test_%.py) $(LOSSES:%=kdcourse/%.py)
 
 book: .venv/.installed-book ## Build the book: runs every notebook, any warning is an error
 	$(PY) book/assets/fetch.py
@@ -41,6 +49,13 @@ lint: .venv/.installed-dev ## Check style and types, and that the notebooks matc
 	$(PY) -m mypy
 	$(PY) -m kdcourse.notebooks --check
 
+studies: .venv/.installed-dev ## Repeat all studies, hours; when stopped, it goes on (PAGES=..., SCHEDULER=... for Dask)
+	OMP_NUM_THREADS=1 $(PY) tests/studies.py $(PAGES) $(SCHEDULER:%=--scheduler %)
+
+verify: .venv/.installed-dev ## The long check for a release, hours: all studies and claims on three sets of seeds
+	$(PY) tests/programs.py
+	OMP_NUM_THREADS=1 $(PY) tests/verify.py $(PAGES:%=--pages %) $(SCHEDULER:%=--scheduler %)
+
 bench: .venv/.installed-dev ## Time the losses and the training step
 	$(PYTEST) tests/benchmarks --benchmark-only
 
@@ -52,6 +67,10 @@ teachers: .venv/.installed-book ## Train the teachers that ship with the package
 
 serve: book ## Build the book and serve it at http://localhost:8000 (PORT=... for another port)
 	$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+dist: .venv/.installed-dev book ## Write a release's files into dist: wheel, sdist, the site as a zip, checksums
+	@rm -rf dist
+	$(PY) .ci/dist.py
 
 clean: ## Remove everything that was built; .venv stays
 	rm -rf _build book/_static/vendor dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

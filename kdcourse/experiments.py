@@ -245,7 +245,7 @@ def run(
     import pandas as pd
     from tqdm import tqdm
 
-    seeds = list(range(seeds) if isinstance(seeds, int) else seeds)
+    seeds = _listed(seeds)
     require(bool(seeds), "seeds must name at least one seed, got none")
     require(bool(configurations), "configurations must hold at least one, got none")
     tasks = [(name, seed) for name in configurations for seed in seeds]
@@ -267,6 +267,10 @@ def run(
             finished[task] = rows
             store.add(task, rows)
     return pd.DataFrame([row for task in tasks for row in finished[task]])
+
+
+def _listed(seeds: int | Iterable[int]) -> list[int]:
+    return [int(seed) for seed in (range(seeds) if isinstance(seeds, int) else seeds)]
 
 
 def _run_one(
@@ -378,7 +382,7 @@ def study(
     """
     import pandas as pd
 
-    path, seeds = _study_file(name), list(range(seeds) if isinstance(seeds, int) else seeds)
+    path, seeds = _study_file(name), _listed(seeds)
     code = code_digest(function, configurations)
     wanted = repeat in ("full", name) if isinstance(repeat, str) else repeat
     if wanted and not _is_repeated(path, configurations, seeds, code):

@@ -8,11 +8,10 @@ import inspect
 import io
 import os
 import platform
-import sys
 import textwrap
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from collections.abc import Iterator, Mapping
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from .notebooks import source_text
@@ -44,7 +43,7 @@ def code_digest(function: Any, settings: Any = None) -> str | None:
         >>> code_digest(pkt_loss) == code_digest(similarity_preserving_loss)
         False
     """
-    found: dict[str, str] = {}
+    found: set[str] = set()
     home = getattr(inspect.unwrap(_bare(function)), "__module__", "")
     waiting = [function, *_within(settings)]
     seen: set[int] = set()
@@ -55,20 +54,20 @@ def code_digest(function: Any, settings: Any = None) -> str | None:
         seen.add(id(item))
         if isinstance(item, functools.partial):
             waiting += [item.func, *_within(item.args), *_within(item.keywords)]
-            found[f"partial {_plain(item.args)} {_plain(item.keywords)}"] = ""
-        elif _is_code(item) and _is_ours(item, home):
+            found.add(f"partial {_plain(item.args)} {_plain(item.keywords)}")
+        elif isinstance(item, FunctionType | type) and _is_ours(item, home):
             try:
-                tree, text = _parsed(item)
-            except (OSError, TypeError):
+                text, uses = _class(item) if isinstance(item, type) else _function(item)
+            except OSError:
                 if item is function:
                     return None
                 continue
-            found[f"{item.__qualname__}\n{text}"] = ""
-            for name, value in _used(item, tree):
+            found.add(f"{item.__qualname__}: {text}")
+            for name, value in uses:
                 waiting += _within(value)
                 if (words := _plain(value)) is not None:
-                    found[f"{name} = {words}"] = ""
-        elif not _is_code(item):
+                    found.add(f"{name} = {words}")
+        elif not isinstance(item, FunctionType | type):
             waiting.append(type(item))
     if not found:
         return None
@@ -103,60 +102,55 @@ def _plain(value: Any) -> str | None:
     return None
 
 
-def _is_code(item: Any) -> bool:
-    return isinstance(item, FunctionType | type)
-
-
 def _is_ours(item: Any, home: str) -> bool:
     return item.__module__ == home or item.__module__.partition(".")[0] == PACKAGE
 
 
-def _parsed(item: Any) -> tuple[ast.AST | None, str]:
-    """The syntax tree of a definition, and its text without comments, docstrings and line ends.
+def _class(item: type) -> tuple[str, list[tuple[str, Any]]]:
+    """Of a class: the names of its bases, and what it holds; notebooks cannot show its source."""
+    bases = item.__mro__[1:]
+    uses: list[tuple[str, Any]] = [(base.__name__, base) for base in bases]
+    for name, value in vars(item).items():
+        if isinstance(value, property):
+            uses += [(name, part) for part in (value.fget, value.fset) if part is not None]
+        elif not name.startswith("__") or inspect.isroutine(value):
+            uses.append((name, getattr(value, "__func__", value)))
+    return " ".join(base.__qualname__ for base in bases), uses
 
-    The text is the same in every version of Python, which no dump of the tree would be.
+
+def _function(item: FunctionType) -> tuple[str, list[tuple[str, Any]]]:
+    """Of a function: its text without comments, docstrings and line ends, and what it reads.
+
+    The text is the same in every version of Python, which no dump of the syntax tree would be.
     """
     source = textwrap.dedent(inspect.getsource(item)).strip()
     try:
         tree, text = ast.parse(source), source_text(item)
     except SyntaxError:  # a lambda in the middle of something
-        return None, " ".join(source.split())
-    lines = text.split("\n")
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            line, start = token.start
-            lines[line - 1] = lines[line - 1][:start]
-    return tree, " ".join(" ".join(lines).split())
-
-
-def _used(item: Any, tree: ast.AST | None) -> Iterator[tuple[str, Any]]:
-    """The names that a definition reads outside itself, with their values."""
-    if isinstance(item, type):
-        scope = vars(sys.modules.get(item.__module__, object))
-        for base in item.__mro__[1:]:
-            yield base.__name__, base
+        tree, text = ast.Module([], []), source
     else:
-        closure = inspect.getclosurevars(item)
-        scope = {**item.__globals__, **closure.nonlocals}
-        for value in (item.__defaults__ or (), item.__kwdefaults__ or {}):
-            yield "defaults", value
-    for name in sorted(_names(item, tree)):
-        if name in scope:
-            yield name, scope[name]
-    for node in ast.walk(tree) if tree is not None else ():
+        lines = text.split("\n")
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.COMMENT:
+                line, start = token.start
+                lines[line - 1] = lines[line - 1][:start]
+        text = " ".join(lines)
+    scope = {**item.__globals__, **inspect.getclosurevars(item).nonlocals}
+    uses = [("defaults", item.__defaults__), ("defaults", item.__kwdefaults__)]
+    uses += [(name, scope[name]) for name in sorted(_names(item.__code__)) if name in scope]
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            yield from _imported(node, item.__module__)
+            uses += _imported(node, item.__module__)
+    return " ".join(text.split()), uses
 
 
-def _names(item: Any, tree: ast.AST | None) -> set[str]:
-    if tree is None:
-        return set(_code_names(item.__code__))
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-
-
-def _code_names(code: Any) -> Iterable[str]:
-    inner = [const for const in code.co_consts if hasattr(const, "co_names")]
-    return [*code.co_names, *code.co_freevars, *(n for c in inner for n in _code_names(c))]
+def _names(code: CodeType) -> set[str]:
+    """The names that a function and those inside it read from outside."""
+    found = {*code.co_names, *code.co_freevars}
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found |= _names(constant)
+    return found
 
 
 def _imported(node: ast.ImportFrom, module: str) -> Iterator[tuple[str, Any]]:

@@ -44,6 +44,16 @@ NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb")) + sorted((ROOT / "book").glo
 GRADING = "instructors"  # the one notebook whose set-up cell asks for an extra
 CONSTRAINTS = (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
 
+# Processor time, which a busy machine hardly changes: no test may depend on the clock.
+SMALL_SECONDS = 20
+LIMIT = """\
+import resource
+
+kinds = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+spent = sum(sum(resource.getrusage(kind)[:2]) for kind in kinds)
+assert spent <= {seconds}, f"at its small values it takes {{spent:.0f}} s, more than {seconds}"
+"""
+
 
 # What a notebook declares
 
@@ -71,14 +81,23 @@ def small_values(notebook: Any) -> dict[str, Any]:
     return named | notebook.metadata.get("small", {})
 
 
-def place(path: Path, folder: Path, kernel: str) -> Path:
-    """Put a notebook into an empty folder of its own, its small values injected."""
+def place(path: Path, folder: Path, kernel: str, seconds: float | None = None) -> Path:
+    """Put a notebook into an empty folder of its own, its small values injected.
+
+    Args:
+        path: the notebook.
+        folder: for all of them.
+        kernel: its name.
+        seconds: of processor time, its children's included, that a last cell allows.
+    """
     notebook = load_notebook_node(str(path))
     small = small_values(notebook)
     if not small:
         raise SystemExit(f"{path.name} declares no small values: see CONTRIBUTING.md")
     notebook = parameterize_notebook(notebook, small)
     notebook.metadata["kernelspec"]["name"] = kernel
+    if seconds is not None:
+        notebook.cells.append(nbformat.v4.new_code_cell(LIMIT.format(seconds=seconds)))
     target = folder / path.stem / path.name
     target.parent.mkdir(parents=True)
     nbformat.write(notebook, target)
@@ -205,7 +224,7 @@ def quick(folder: Path) -> int:
         add_kernel(hosts, "host", make_quick_host(hosts / "host", wheel))
         add_kernel(hosts, "grading", make_quick_host(hosts / "grading", wheel, ["grading"]))
         kernels = {path: "grading" if path.stem == GRADING else "host" for path in NOTEBOOKS}
-        placed = [place(path, folder, kernel) for path, kernel in kernels.items()]
+        placed = [place(path, folder, name, SMALL_SECONDS) for path, name in kernels.items()]
         code, seconds = run(placed, "-n", "3", "--dist", "loadfile", "-q")
     show(seconds)
     return code

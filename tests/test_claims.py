@@ -1,12 +1,16 @@
+import json
 import math
+import sys
 
 import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 
-from kdcourse.claims import ClaimError, claim, interval
+from kdcourse.claims import RECORD, ClaimError, claim, interval
 
 finite = st.floats(-1e6, 1e6)
 
@@ -76,3 +80,27 @@ class TestClaim:
     def test_an_interval_is_not_the_differences(self) -> None:
         with pytest.raises(ValueError, match="give it the differences"):
             claim("It works.", interval(STRONG), at_least=1)
+
+    def test_a_failure_is_only_told_where_that_is_asked_for(self, monkeypatch, capsys) -> None:
+        monkeypatch.setenv("KDCOURSE_CLAIMS", "tell")
+        claim("It works.", STRONG, at_least=9.5)
+        assert capsys.readouterr().out.startswith("no longer true: It works.\n  effect +10.0")
+
+    @pytest.mark.parametrize(
+        ("values", "bound", "holds"),
+        [(STRONG, 9, True), (STRONG, 9.5, False), (STRONG[:2], 9, None), ([1.0], 9, None)],
+    )
+    def test_a_notebook_keeps_the_record(self, values, bound, holds, monkeypatch) -> None:
+        monkeypatch.setenv("KDCOURSE_CLAIMS", "tell")
+        shell = InteractiveShell.instance()
+        with capture_output() as captured:
+            monkeypatch.setattr(sys.modules["IPython"], "get_ipython", lambda: shell)
+            effect = claim("It works.", values, at_least=bound)
+        (shown,) = captured.outputs
+        assert "It works." in shown.data["text/plain"]
+        record = shown.data[RECORD]
+        assert json.loads(json.dumps(record, allow_nan=False)) == record
+        assert record["holds"] is holds
+        assert record["sentence"] == "It works."
+        assert (record["mean"], record["n"]) == (effect.mean, len(values))
+        assert record["needs"] == f"at least +{bound:g}"

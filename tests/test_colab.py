@@ -13,6 +13,7 @@ from colab import (
     NOTEBOOKS,
     PROJECT,
     ROOT,
+    SMALL_SECONDS,
     build_wheel,
     closure,
     folder_for_hosts,
@@ -108,6 +109,17 @@ def test_a_notebook_is_alone_in_its_folder_and_has_its_small_values(tmp_path: Pa
     exec(injected.source, namespace)
     assert small_values(notebook).items() <= namespace.items()
     assert notebook.metadata["kernelspec"]["name"] == "host"
+
+
+def test_a_small_run_that_takes_long_fails_by_processor_time(tmp_path: Path) -> None:
+    (path,) = [path for path in NOTEBOOKS if path.stem == "introduction"]
+    last = load_notebook_node(str(place(path, tmp_path, "host", SMALL_SECONDS))).cells[-1]
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'sum(range(10**7))'])\n"
+    for seconds, fine in ((SMALL_SECONDS, True), (0.001, False)):
+        program = child + last.source.replace(f"<= {SMALL_SECONDS}", f"<= {seconds}")
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert (done.returncode == 0) == fine
+    assert "at its small values it takes" in done.stderr
 
 
 def test_git_takes_the_working_tree_in_place_of_the_published_repository(tmp_path: Path) -> None:

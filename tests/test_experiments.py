@@ -1,10 +1,13 @@
 import json
 import os
+import time
 from pathlib import Path
 
+import joblib
 import pandas as pd
 import pytest
 import torch
+from distributed import Client, LocalCluster
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -321,3 +324,103 @@ class TestStepCost:
         cost = step_cost(objective, (torch.ones(8),))
         assert objective.scale.grad is None
         assert cost["ms per step"] > 0
+
+
+class TestRepetition:
+    """Studies in the folder that `KDCOURSE_STUDIES` names."""
+
+    @pytest.fixture
+    def folder(self, tmp_path, monkeypatch) -> Path:
+        monkeypatch.setattr(experiments, "STUDIES", tmp_path / "package")
+        monkeypatch.setenv("KDCOURSE_STUDIES", str(tmp_path / "again"))
+        return tmp_path
+
+    def test_goes_to_the_folder_and_is_not_done_twice(self, folder) -> None:
+        diary = folder / "diary"
+
+        def noted(seed: int, width: int) -> dict:
+            with diary.open("a") as file:
+                file.write(f"{seed} ")
+            return draw(seed, width)
+
+        for _ in range(2):
+            study("widths", noted, SETTINGS, 2, repeat="full", jobs=1)
+        assert diary.read_text() == "0 1 0 1 "
+        study("widths", noted, SETTINGS, [5, 6], repeat="full", jobs=1)  # other seeds
+        assert diary.read_text() == "0 1 0 1 5 6 5 6 "
+        assert [path.name for path in folder.rglob("*.json")] == ["widths.json"]
+        about = json.loads((folder / "again" / "widths.json").read_text())
+        assert about["seeds"] == [5, 6]
+        assert len(about["code"]) == 16
+
+    def test_other_code_is_run_and_told(self, folder, capsys) -> None:
+        slope = 2
+
+        def first(seed: int) -> dict:
+            return {"y": slope * seed}
+
+        study("slopes", first, {"a": {}}, 2, repeat=True, jobs=1)
+        study("slopes", first, {"a": {}})
+        assert capsys.readouterr().out == ""
+        slope = 3
+        study("slopes", first, {"a": {}})
+        assert "The study slopes is of 20" in capsys.readouterr().out
+        table = study("slopes", first, {"a": {}}, 2, repeat=True, jobs=1).table
+        assert table["y"].tolist() == [0, 3]
+
+    def test_one_of_several_is_repeated_by_its_name(self, folder) -> None:
+        study("widths", draw, SETTINGS, 1, repeat="widths", jobs=1)
+        with pytest.raises(ValueError, match="no study 'depths'"):
+            study("depths", draw, SETTINGS, 1, repeat="widths", jobs=1)
+
+    def test_what_is_not_there_is_read_from_the_package(self, folder, monkeypatch) -> None:
+        monkeypatch.delenv("KDCOURSE_STUDIES")
+        made = study("widths", draw, SETTINGS, 1, repeat=True, jobs=1)
+        monkeypatch.setenv("KDCOURSE_STUDIES", str(folder / "again"))
+        assert study("widths", draw, SETTINGS).table.equals(made.table)
+
+
+def wait_for_company(seed: int, folder: str) -> dict:
+    """One of three runs ends its worker's process, once, when another run is done."""
+    torch.manual_seed(seed)
+    drawn = torch.rand(1).item()
+    dead = Path(folder) / "dead"
+    if seed == 1 and not dead.exists():
+        while not (Path(folder) / "done").exists():
+            time.sleep(0.01)
+        dead.touch()
+        os._exit(1)
+    (Path(folder) / "done").touch()
+    return {"drawn": drawn, "process": os.getpid()}
+
+
+def test_a_dask_cluster_takes_the_runs_and_a_killed_worker_loses_none(tmp_path) -> None:
+    settings = {"a": {"folder": str(tmp_path)}}
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=tmp_path
+        ) as cluster,
+        Client(cluster),
+        joblib.parallel_config("dask"),
+    ):
+        table = run(wait_for_company, settings, 6, progress=False, resume=tmp_path / "runs.jsonl")
+    assert (tmp_path / "dead").exists()
+    assert table["seed"].tolist() == list(range(6))
+    assert os.getpid() not in set(table["process"])
+    for seed, drawn in zip(table["seed"], table["drawn"], strict=True):
+        torch.manual_seed(seed)
+        assert drawn == torch.rand(1).item()
+    lines = (tmp_path / "runs.jsonl").read_text().split()
+    assert len([line for line in lines if line.startswith('{"configuration"')]) == 6
+
+
+def test_two_runs_in_one_process_take_turns() -> None:
+    def drawn(seed: int) -> dict:
+        torch.manual_seed(seed)
+        first = torch.rand(1).item()
+        time.sleep(0.02)
+        return {"first": first, "second": torch.rand(1).item()}
+
+    with joblib.parallel_config("threading"):
+        together = run(drawn, {"a": {}}, 6)
+    assert together.equals(run(drawn, {"a": {}}, 6, jobs=1))

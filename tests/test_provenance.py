@@ -1,0 +1,145 @@
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+from kdcourse import provenance
+from kdcourse.experiments import train
+from kdcourse.provenance import code_digest, machine
+
+NOTEBOOK = """
+    from kdcourse.experiments import train
+    from kdcourse.models import small_convnet
+
+    epochs = 12
+    widths = {"small": [16, 32], "large": [64]}
+    pictures = object()
+    quick = lambda: 3
+
+    def helper(x):
+        return x + 1
+
+    class Network(Base):
+        size = 3
+
+        def forward(self, x):
+            return helper(x)
+
+    def run_student(seed, make=None):
+        \"\"\"One row.\"\"\"
+        model = Network()
+        train(model, pictures, seed=seed, epochs=epochs)  # as ever
+        return {"y": widths["small"]}
+"""
+
+
+@pytest.fixture(scope="module")
+def digest_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str | None]:
+    """The digest of `run_student` in a notebook with some text replaced."""
+
+    def digest(*replaced: tuple[str, str], settings: str = "None") -> str | None:
+        text = "class Base:\n    pass\n" + textwrap.dedent(NOTEBOOK)
+        for old, new in replaced:
+            assert text.count(old) >= 1
+            text = text.replace(old, new)
+        shell = InteractiveShell()
+        names: dict = {"__name__": "__main__"}
+        shell.user_ns, shell.user_module = names, sys.modules["__main__"]
+        main = vars(sys.modules["__main__"])
+        before = dict(main)
+        try:
+            shell.user_ns = main
+            assert shell.run_cell(text, store_history=True).success
+            return code_digest(main["run_student"], eval(settings, main))
+        finally:
+            main.clear()
+            main.update(before)
+
+    return digest
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("return x + 1", "return x + 2"),  # what a class's method calls
+        ("size = 3", "size = 4"),
+        ("epochs = 12", "epochs = 13"),
+        ('"small": [16, 32]', '"small": [16, 33]'),
+        ('return {"y"', 'return {"z"'),
+        ("class Base:\n    pass", "class Base:\n    other = 1"),
+        ("seed=seed, epochs=epochs", "seed=seed, epochs=epochs, lr=1"),
+    ],
+)
+def test_what_decides_the_numbers_changes_the_digest(digest_of, edit) -> None:
+    assert digest_of(edit) != digest_of()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("  # as ever", ""),
+        ('"""One row."""', '"""Another docstring, longer."""'),
+        (
+            'widths = {"small": [16, 32], "large": [64]}\n',
+            'widths = {"small": [16, 32], "large": [64]}\nunread = 9\n',
+        ),
+        ("return x + 1", "return x + 1\n\n"),
+        ("pictures = object()", "pictures = bytes(9)"),  # data are not code
+        ("def helper(x):", "\n\n\ndef helper(x):"),
+    ],
+)
+def test_what_does_not_decide_them_leaves_it(digest_of, edit) -> None:
+    assert digest_of(edit) == digest_of()
+
+
+def test_code_in_the_settings_counts(digest_of) -> None:
+    plain, kept = digest_of(), digest_of(settings="{'a': {'make': helper}}")
+    assert plain == kept  # the class calls it anyway
+    assert digest_of(settings="{'a': {'make': small_convnet}}") != plain
+    assert digest_of(settings="{'a': {'make': quick}}") != plain
+
+
+def test_the_package_is_followed_and_everybody_else_is_not(digest_of, monkeypatch) -> None:
+    before, alone = digest_of(), code_digest(train)
+    text = provenance.source_text
+
+    def other(item, **options):
+        found = text(item, **options)
+        return found + "\nchanged = 1" if item is train.__globals__["fit"] else found
+
+    monkeypatch.setattr(provenance, "source_text", other)
+    assert code_digest(train) != alone  # `fit` is another one now
+    assert digest_of() != before
+
+
+def test_partial_arguments_count() -> None:
+    digests = {code_digest(partial(train, lr=lr)) for lr in (1, 2, 2)}
+    assert len(digests) == 2
+
+
+def test_without_source_there_is_no_digest() -> None:
+    names: dict = {}
+    exec("def unseen(seed): return {'y': seed}", names)
+    assert code_digest(names["unseen"]) is None
+
+
+def test_another_process_and_folder_give_the_same_digest(tmp_path: Path) -> None:
+    program = (
+        "from kdcourse import experiments, provenance\n"
+        "print(provenance.code_digest(experiments.train))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == code_digest(train)
+
+
+def test_the_machine_is_described() -> None:
+    about = machine()
+    assert set(about) == {"versions", "hardware"}
+    assert set(about["versions"]) == {"python", "torch", "numpy"}
