@@ -203,6 +203,8 @@ def main() -> int:
     parser.add_argument("--scheduler", metavar="ADDRESS", help="a Dask cluster takes the runs")
     options = parser.parse_args()
     pages = [known[name] for name in options.pages or known]
+    for old in ("report.md", "claims.json"):  # an interrupted run has no result
+        (STATE / old).unlink(missing_ok=True)
     claims, failures = run_pages(pages, options.seeds, STATE, options.scheduler)
     passed = run_programs(options.programs, STATE, call)
     text, well = report(claims, studies_moved(STATE), passed, failures)
