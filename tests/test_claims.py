@@ -98,7 +98,7 @@ class TestClaim:
             effect = claim("It works.", values, at_least=bound)
         (shown,) = captured.outputs
         assert "It works." in shown.data["text/plain"]
-        record = shown.data[RECORD]
+        record = shown.metadata[RECORD]
         assert json.loads(json.dumps(record, allow_nan=False)) == record
         assert record["holds"] is holds
         assert record["sentence"] == "It works."

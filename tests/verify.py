@@ -46,7 +46,7 @@ def claims_of(notebook: Any) -> Iterator[dict[str, Any]]:
     """The records of the claims in an executed notebook, in order."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            record = output.get("data", {}).get(RECORD, {})
+            record = output.get("metadata", {}).get(RECORD, {})
             if "sentence" in record:
                 yield record
 
