@@ -401,7 +401,7 @@ def study(
         f"{sorted(asked.keys() - stored.keys())}, has {sorted(stored.keys() - asked.keys())} "
         f"beside them, and has other settings of {other}: {advice}",
     )
-    if code is not None and about.get("code", code) != code:
+    if code is not None and about.get("code") not in (None, code):
         print(
             f"The study {path.stem} is of {about['date']}. Code that decides its numbers, or a "
             f"value which that code reads, is another one now."
