@@ -81,7 +81,7 @@ def told(exercise: str, edits: Edits = (), skip: Collection[str] = ()) -> list[s
 def make_key(exercise: str, folder: Path, skip: Collection[str] = ()) -> Key:
     """The answer key of an exercise, with fixed seeds, without the probes in `skip`."""
     folder.mkdir()
-    content = {"format": FORMAT, "exercise": exercise, "seed": 1, "held_out_seed": 2}
+    content = {"format": FORMAT, "exercise": Path(exercise).stem, "seed": 1, "held_out_seed": 2}
     (folder / "key.json").write_text(json.dumps(content), encoding="utf-8")
     master = notebooks.read_source(find_master(exercise), explicit_ids=True)
     master.cells = [cell for cell in master.cells if not named(cell, skip)]

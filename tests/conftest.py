@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from classroom import MASTER, Student, kdcourse
+from classroom import MASTER, Student, call
 
 pytest.register_assert_rewrite("exercises")
 
@@ -22,12 +22,23 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def assigned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def warm():
+    """Lets what is graded in this process share one warm process, which else ends every time."""
+    from kdcourse.grading.sandbox import WARM
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WARM, "close", lambda: None)
+        yield
+    WARM.close()
+
+
+@pytest.fixture(scope="session")
+def assigned(warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `assign` made of the small exercise."""
     assert shutil.which("bwrap"), "these tests need bubblewrap: apt install bubblewrap"
     out = tmp_path_factory.mktemp("assigned")
-    done = kdcourse("assign", MASTER, "--out", out)
-    assert done.returncode == 0, done.stderr
+    code, printed = call("assign", MASTER, "--out", out)
+    assert code == 0, printed
     return out
 
 

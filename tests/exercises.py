@@ -1,5 +1,6 @@
 """What the tests of the exercises share: a class of right, unchanged and wrong submissions."""
 
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -7,82 +8,88 @@ from pathlib import Path
 import nbformat
 import pytest
 from cells import Edits, replace, tried
-from classroom import kdcourse, rows
+from classroom import call, rows
 
 from kdcourse.grading.assign import assign
 from kdcourse.grading.key import find_master
 
 Slips = Mapping[str, tuple[Edits, set[str]]]
+IN_THE_SANDBOX = "package"  # only there is the package's own solution switched off
+# Cells that no probe needs: what a learner sees is tested without a sandbox.
+SHOWN = r"^```\{code-cell\} ipython3\n:id: (?:check-|run-|plot|conclude).*?^```\n"
 
 
-def run(*arguments):
-    """Run the command line, which must succeed."""
-    done = kdcourse(*arguments)
-    assert done.returncode == 0, done.stderr
+def small_master(exercise: str, edits: Edits, folder: Path) -> Path:
+    """A copy of a master without public checks and plots, and with some other text replaced."""
+    text = find_master(exercise).read_text(encoding="utf-8")
+    cell = {"source": re.sub(SHOWN, "", text, flags=re.M | re.S)}
+    replace([cell], edits)
+    folder.mkdir()
+    path = folder / f"{exercise}.md"
+    path.write_text(cell["source"], encoding="utf-8")
+    return path
 
 
-def graded_class(exercise: str, slips: Slips, folder: Path, seeds: tuple[int, int] | None = (1, 2)):
+def graded_class(master: Path, slips: Slips, folder: Path, seeds: tuple[int, int] | None = (1, 2)):
     """Assign an exercise and grade a class: each student's row of the grades, by name.
 
     Args:
-        exercise: its name.
+        master: its source.
         slips: for each further student, edits of the master's solution (old text, new text) and
-            the parts that they cost.
+            the parts that they cost. To assign a master runs it, too, and asks it for full marks.
         folder: an empty one, for everything written.
         seeds: of the answer key, the same for every run of the tests; with None they are drawn.
 
     Returns:
-        The rows of `right` (the master), `unchanged` (the student's notebook) and of each slip.
+        The rows of `unchanged` (the student's notebook) and of each slip.
     """
     assert shutil.which("bwrap"), "these tests need bubblewrap: apt install bubblewrap"
     assigned, submissions = folder / "assigned", folder / "submissions"
-    assign(find_master(exercise), assigned, isolation="bwrap", seeds=seeds)
+    assign(master, assigned, isolation="bwrap", seeds=seeds)
     submissions.mkdir()
-    shutil.copy(assigned / "solution.ipynb", submissions / "right.ipynb")
     shutil.copy(assigned / "student.ipynb", submissions / "unchanged.ipynb")
     for name, (edits, _) in slips.items():
         notebook = nbformat.read(assigned / "solution.ipynb", as_version=4)
         replace(notebook.cells, edits)
         nbformat.write(notebook, submissions / f"{name}.ipynb")
     out, key = folder / "graded", assigned / "key"
-    run("grade", exercise, submissions, "--out", out, "--key", key, "--jobs", 2)
+    code, printed = call("grade", master, submissions, "--out", out, "--key", key)
+    assert code == 0, printed
     return rows(out)
 
 
-def exercise_tests(exercise: str, parts: Mapping[str, float], slips: Slips):
-    """The fixture and the two tests that every exercise has.
+def check_class(table, parts: Mapping[str, float], slips: Slips) -> None:
+    """An untouched notebook earns nothing, and a slip costs the parts concerned and only these."""
+    for row in table.values():
+        assert row["status"] == "graded"
+        assert float(row["max_score"]) == sum(parts.values())
+    lost = {
+        name: {part for part in parts if float(row[part]) < parts[part]}
+        for name, row in table.items()
+    }
+    assert lost == {"unchanged": set(parts), **{name: slips[name][1] for name in slips}}
+    assert table["unchanged"]["score"] == "0"
+
+
+def sandbox_test(exercise: str, parts: Mapping[str, float], slips: Slips, small: Edits = ()):
+    """The test that every exercise has: master, unchanged notebook and one slip in the sandbox.
+
+    The other slips are judged in the tests' own process; `long` has all of them in the sandbox, at
+    the exercise's full budget.
 
     Args:
         exercise: its name.
         parts: the points of each part.
         slips: as for `graded_class`.
-
-    Returns:
-        The graded class by student, a test of master and unchanged notebook, and one of the slips.
+        small: edits of the master that let its probes train for less long.
     """
 
-    @pytest.fixture(scope="module")
-    def table(tmp_path_factory):
-        return graded_class(exercise, slips, tmp_path_factory.mktemp(exercise))
+    def test(tmp_path, warm):
+        master = small_master(exercise, small, tmp_path / "master")
+        chosen = {IN_THE_SANDBOX: slips[IN_THE_SANDBOX]}
+        check_class(graded_class(master, chosen, tmp_path), parts, chosen)
 
-    def test_the_master_earns_everything_and_an_untouched_notebook_nothing(table):
-        right, unchanged = table["right"], table["unchanged"]
-        assert {part: float(right[part]) for part in parts} == dict(parts)
-        assert float(right["score"]) == float(right["max_score"]) == sum(parts.values())
-        assert unchanged["score"] == "0"
-        assert right["status"] == unchanged["status"] == "graded"
-
-    @pytest.mark.parametrize("name", slips)
-    def test_a_slip_costs_the_parts_concerned_and_only_these(table, name):
-        row = table[name]
-        assert row["status"] == "graded"
-        assert {part for part in parts if float(row[part]) < parts[part]} == slips[name][1]
-
-    return (
-        table,
-        test_the_master_earns_everything_and_an_untouched_notebook_nothing,
-        test_a_slip_costs_the_parts_concerned_and_only_these,
-    )
+    return test
 
 
 def told_test(slips: Mapping[str, tuple[Edits, Collection[str], set[str], str]]):

@@ -2,7 +2,7 @@
 
 import pytest
 from cells import earned, make_key
-from exercises import exercise_tests, told_test
+from exercises import sandbox_test, told_test
 
 PARTS = {
     "value": 3,
@@ -60,11 +60,7 @@ SLIPS = {
     "package": ([PACKAGE, NO_MASK], {"value", "padding", "leak", "zero", "gradients", "deaf"}),
 }
 
-(
-    table,
-    test_the_master_earns_everything_and_an_untouched_notebook_nothing,
-    test_a_slip_costs_the_parts_concerned_and_only_these,
-) = exercise_tests("attention", PARTS, SLIPS)
+test_master_unchanged_and_wrong_in_the_sandbox = sandbox_test("attention", PARTS, SLIPS)
 
 LOSS = {"value", "padding", "leak", "zero", "gradients"}
 OF_LOSS = {"check-train", "run-compare", "probe-learned", "probe-deaf"}

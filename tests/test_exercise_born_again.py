@@ -2,7 +2,7 @@
 
 import pytest
 from cells import earned, make_key
-from exercises import exercise_tests, told_test
+from exercises import sandbox_test, told_test
 
 PARTS = {
     "frozen": 2,
@@ -74,11 +74,15 @@ SLIPS = {
     "package": ([PACKAGE], set(PARTS) - {"frozen", "first", "before"}),
 }
 
-(
-    table,
-    test_the_master_earns_everything_and_an_untouched_notebook_nothing,
-    test_a_slip_costs_the_parts_concerned_and_only_these,
-) = exercise_tests("born_again", PARTS, SLIPS)
+# How its probes train where only the sandbox is looked at.
+SMALL = [
+    ("loss=_seven_on, epochs=6", "loss=_seven_on, epochs=2"),
+    ("loss=_by_temperature, epochs=6", "loss=_by_temperature, epochs=2"),
+    ("temperature=4, epochs=6", "temperature=4, epochs=2"),
+    ("loss=_sound_loss, epochs=20", "loss=_sound_loss, epochs=2"),
+]
+
+test_master_unchanged_and_wrong_in_the_sandbox = sandbox_test("born_again", PARTS, SLIPS, SMALL)
 
 # Left out in this process: what trains for long.
 LONG = {"run-table", "conclude", "probe-labels", "probe-students", "probe-accuracies"}

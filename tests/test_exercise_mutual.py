@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cells import earned, make_key, told
-from exercises import exercise_tests
+from exercises import sandbox_test
 
 from kdcourse.models import small_convnet
 
@@ -239,8 +239,11 @@ SLIPS = {
     "package": ([CHUNKED], {"value", "several", "factor", "gradients"}),
 }
 
-(
-    table,
-    test_the_master_earns_everything_and_an_untouched_notebook_nothing,
-    test_a_slip_costs_the_parts_concerned_and_only_these,
-) = exercise_tests("mutual", PARTS, SLIPS)
+# How its probes train where only the sandbox is looked at.
+SMALL = [
+    ("loss=_sound_loss, epochs=20,", "loss=_sound_loss, epochs=2,"),
+    ("loss=_seven_on, epochs=6,", "loss=_seven_on, epochs=1,"),
+    ("seeds=[_seed], epochs=12)", "seeds=[_seed], epochs=2)"),
+]
+
+test_master_unchanged_and_wrong_in_the_sandbox = sandbox_test("mutual", PARTS, SLIPS, SMALL)

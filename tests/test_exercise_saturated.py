@@ -2,7 +2,7 @@
 
 import pytest
 from cells import earned, make_key
-from exercises import exercise_tests, told_test
+from exercises import sandbox_test, told_test
 
 PARTS = {
     "value": 3,
@@ -80,11 +80,12 @@ SLIPS = {
     "package": ([PACKAGE, NO_GUARD], {"value", "factor", "saturated", "teacher", "nothing"}),
 }
 
-(
-    table,
-    test_the_master_earns_everything_and_an_untouched_notebook_nothing,
-    test_a_slip_costs_the_parts_concerned_and_only_these,
-) = exercise_tests("saturated", PARTS, SLIPS)
+# How its probes train where only the sandbox is looked at.
+SMALL = [
+    ("loss=_sound, steps=100,", "loss=_sound, steps=20,"),
+]
+
+test_master_unchanged_and_wrong_in_the_sandbox = sandbox_test("saturated", PARTS, SLIPS, SMALL)
 
 OF_LOSS, OF_TRAINING = {"check-rescue", "probe-rescued", "probe-frozen"}, {"check-box"}
 # Slips, what is left out for speed, the parts that they cost, and what the learner reads.

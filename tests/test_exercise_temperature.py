@@ -2,7 +2,7 @@
 
 import pytest
 from cells import earned, make_key, told
-from exercises import exercise_tests
+from exercises import sandbox_test
 
 PARTS = {
     "divergence": 5,
@@ -158,8 +158,9 @@ SLIPS = {
     "package": ([CHUNKED], {"divergence", "scale", "gradients"}),
 }
 
-(
-    table,
-    test_the_master_earns_everything_and_an_untouched_notebook_nothing,
-    test_a_slip_costs_the_parts_concerned_and_only_these,
-) = exercise_tests("temperature", PARTS, SLIPS)
+# How its probes train where only the sandbox is looked at.
+SMALL = [
+    ("    epochs=40,\n", "    epochs=4,\n"),
+]
+
+test_master_unchanged_and_wrong_in_the_sandbox = sandbox_test("temperature", PARTS, SLIPS, SMALL)

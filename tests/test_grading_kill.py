@@ -10,14 +10,15 @@ from collections import Counter
 
 import psutil
 import pytest
-from classroom import MASTER, RIGHT_DOUBLE, kdcourse
+from classroom import MASTER, RIGHT_DOUBLE, call
 
 from kdcourse.grading import files
 
 DIES = """
 import os, signal, sys
 from kdcourse import cli
-from kdcourse.grading import files
+from kdcourse.grading import files, sandbox
+sandbox.WARM.usable = False  # it pays from the third run on
 left = int(sys.argv.pop(1))
 def dies(descriptor):
     global left
@@ -62,11 +63,12 @@ def submissions(student, tmp_path_factory):
 def uninterrupted(assigned, submissions, tmp_path_factory):
     """What grading gives when nothing comes between."""
     out = tmp_path_factory.mktemp("uninterrupted")
-    assert kdcourse(*call(assigned, submissions, out)).returncode == 0
+    code, printed = call(*grade(assigned, submissions, out))
+    assert code == 0, printed
     return out
 
 
-def call(assigned, submissions, out, *more):
+def grade(assigned, submissions, out, *more):
     return ("grade", MASTER, submissions, "--out", out, "--key", assigned / "key", *more)
 
 
@@ -89,11 +91,15 @@ def same(out, expected):
             assert (out / name).read_bytes() == (expected / name).read_bytes(), name
 
 
-def test_a_grader_that_dies_while_it_writes_leaves_nothing_torn(
-    assigned, submissions, uninterrupted, tmp_path
-):
-    out = tmp_path / "out"
-    moments = iter([1, 2, 4, 7, 10**6])
+def test_a_grader_that_dies_while_it_writes_leaves_nothing_torn(assigned, student, tmp_path):
+    folder, out, expected = tmp_path / "in", tmp_path / "out", tmp_path / "expected"
+    folder.mkdir()
+    for name in ("a", "c"):
+        (folder / f"{name}.ipynb").write_text("")
+    (folder / "b.ipynb").write_text(json.dumps(student().solved().notebook))
+    assert call(*grade(assigned, folder, expected))[0] == 0
+    # While it writes for the first student, the second, the third, the class.
+    moments = iter([1, 2, 4, 7, 3, 10**6])
     finished = {}
     for moment in moments:
         command = [
@@ -101,35 +107,36 @@ def test_a_grader_that_dies_while_it_writes_leaves_nothing_torn(
             "-c",
             DIES,
             str(moment),
-            *map(str, call(assigned, submissions, out)),
+            *map(str, grade(assigned, folder, out)),
         ]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         assert run.returncode in (0, -signal.SIGKILL), run.stderr
-        assert results(out).items() <= results(uninterrupted).items()
+        assert results(out).items() <= results(expected).items()
         for path, when in finished.items():
             assert path.stat().st_mtime_ns == when
         finished = {path: path.stat().st_mtime_ns for path in (out / "results").glob("*.json")}
         if run.returncode == 0:
             break
     assert next(moments, None) is None
-    same(out, uninterrupted)
+    same(out, expected)
 
 
 def test_a_grader_killed_in_the_middle_leaves_no_process_and_goes_on(
-    assigned, submissions, uninterrupted, tmp_path
+    assigned, submissions, uninterrupted, tmp_path, monkeypatch
 ):
     out, scratch = tmp_path / "out", tmp_path / "scratch"
     scratch.mkdir()
-    arguments = [*map(str, call(assigned, submissions, out, "--jobs", 2))]
     environment = {**os.environ, "TMPDIR": str(scratch)}
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
 
     def running():
         """The folders of runs."""
         return list(scratch.glob(f"{files.SCRATCH}*"))
 
-    for enough in (1, 4):
+    for enough, jobs in ((1, 2), (4, 1)):
+        arguments = grade(assigned, submissions, out, "--jobs", jobs)
         grader = subprocess.Popen(
-            [sys.executable, "-m", "kdcourse.cli", *arguments],
+            [sys.executable, "-m", "kdcourse.cli", *map(str, arguments)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=environment,
@@ -144,16 +151,16 @@ def test_a_grader_killed_in_the_middle_leaves_no_process_and_goes_on(
         assert kept.items() <= results(uninterrupted).items()
         _, alive = psutil.wait_procs(started, timeout=20)
         assert not [process for process in alive if "resource_tracker" not in process.cmdline()[-1]]
-    assert kdcourse(*arguments, env=environment).returncode == 0
+    assert call(*arguments)[0] == 0
     same(out, uninterrupted)
     assert not list(scratch.glob("kdcourse-*"))
 
 
 def test_two_graders_do_not_write_into_one_folder(assigned, submissions, tmp_path):
     with files.locked(tmp_path / "out"):
-        done = kdcourse(*call(assigned, submissions, tmp_path / "out"))
-    assert done.returncode == 1
-    assert "another grader is at work" in done.stderr
+        code, printed = call(*grade(assigned, submissions, tmp_path / "out"))
+    assert code == 1
+    assert "another grader is at work" in printed
     assert not (tmp_path / "out" / "results").exists()
 
 
@@ -184,7 +191,7 @@ def test_a_killed_dask_worker_loses_nothing_and_nothing_is_graded_twice(
         grader = subprocess.Popen(
             [
                 *(sys.executable, "-m", "kdcourse.cli"),
-                *map(str, call(assigned, submissions, out, "--scheduler", address)),
+                *map(str, grade(assigned, submissions, out, "--scheduler", address)),
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

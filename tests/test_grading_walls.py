@@ -16,7 +16,7 @@ import psutil
 import pytest
 from classroom import FIT, MASTER, kdcourse, result, rows
 
-from kdcourse.grading import cgroup, doors, execute, grade, sandbox, submission, watch
+from kdcourse.grading import cgroup, clock, doors, execute, grade, sandbox, submission, watch
 from kdcourse.grading.key import Key
 
 TRIES = """
@@ -184,6 +184,111 @@ def test_what_processes_hold_is_counted_without_a_group(what, least):
         assert watch._memory_mib(tree, 10**6) - before > least
         assert watch._memory_mib(tree, 1) - before > least / 2
         child.kill()
+
+
+HELD = "kept = bytearray(300 * 2**20)\ndel kept\nprint('ready', flush=True)\ninput()"
+
+
+def test_what_was_held_before_anybody_looked_ends_a_run():
+    with running(HELD) as processes:
+        reason, _, peak = watch.watch(processes, watch.Places(), watch.Limits(60, 200), None)
+    assert reason == "memory"
+    assert peak > 300
+
+
+# Time
+
+
+@contextlib.contextmanager
+def running(program, **options):
+    """A program that has said that it is ready, as a run."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, **options) as child:
+        child.stdout.readline()
+        ended = os.pidfd_open(child.pid)
+        try:
+            yield watch.Processes([child.pid], ended)
+        finally:
+            os.close(ended)
+            child.kill()
+
+
+COMPUTES = "import time\nprint(flush=True)\nwhile time.process_time() < 1: pass"
+ENDLESS = "print(flush=True)\nwhile True: pass"
+
+
+@pytest.fixture
+def crowded():
+    """What programs are started with that all have to run on one and the same processor."""
+    cpu = {min(os.sched_getaffinity(0))}
+    options = {"preexec_fn": lambda: os.sched_setaffinity(0, cpu)}
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(running(ENDLESS, **options))
+        yield options
+
+
+def test_a_run_has_its_time_where_others_have_the_processor(crowded, monkeypatch):
+    monkeypatch.setattr(watch, "PATIENCE", 10**6)
+    places, limits = watch.Places(), watch.Limits(1.5, 700)
+    with running(COMPUTES, **crowded) as processes:
+        reason, seconds, _ = watch.watch(processes, places, limits, None)
+    assert reason == "ended"
+    assert seconds < 1.5
+    with running(ENDLESS, **crowded) as processes:
+        assert watch.watch(processes, places, limits, None)[0] == "timeout"
+
+
+def test_a_run_that_never_gets_a_processor_ends_too(monkeypatch):
+    monkeypatch.setattr(watch, "PATIENCE", 0)
+    with running(ENDLESS) as processes:
+        limits = watch.Limits(10**6, 700)
+        assert watch.watch(processes, watch.Places(), limits, None)[0] == "timeout"
+
+
+def test_the_clock_counts_what_is_computed_and_every_pause(monkeypatch):
+    """What the processes of a run do is made up: letters and processor seconds, as /proc has it."""
+    now, doing = 0.0, {}
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(clock, "_state", doing.get)
+    ours = clock.Clock()
+
+    def after(seconds, **states):
+        nonlocal now
+        now += seconds
+        doing.clear()
+        doing.update({int(name[1:]): state for name, state in states.items()})
+        before = ours.seconds
+        return ours.look(doing) - before
+
+    assert after(1, p7=("R", 1.0)) == 1  # alone
+    assert after(1, p7=("R", 1.25)) == 0.25  # others have the processor
+    assert after(1, p7=("S", 1.25)) == 1  # it sleeps
+    assert after(1, p7=("T", 1.5)) == 1
+    assert after(1, p7=("R", 2.5), p8=("R", 1.0)) == 2  # two at the same time
+    assert after(1, p7=("R", 2.75), p8=("S", 1.0)) == 0.25
+    assert after(1, p7=("R", 2.75)) == 0  # the second has ended, and nobody has its time yet
+    assert after(1, p7=("R", 4.0)) == 0.25
+    myself = {f"p{os.getpid()}": ("R", 0.5)}
+    assert after(1, p7=("S", 4.0), **myself) == 1  # who looks is never asleep
+    assert ours.waited == 9
+
+
+def test_what_the_kernel_says_of_a_process_is_read():
+    with running("print(flush=True)\ninput()") as processes:
+        pid = processes.roots[0].pid
+        while (state := clock._state(pid))[0] == "R":
+            pass
+        assert state[0] == "S"
+        assert 0 <= state[1] < 60
+    with running(ENDLESS) as processes:
+        pid = processes.roots[0].pid
+        (before, _), first = clock._state(pid), clock._state(pid)[1]
+        while (found := clock._state(pid))[1] == first:
+            pass
+        assert before == found[0] == "R"
+    assert clock._state(pid) == ("X", 0.0)  # it has gone
 
 
 # Files

@@ -43,7 +43,6 @@ def executed_for(
     *,
     limits: sandbox.Limits,
     isolation: sandbox.Sandbox,
-    warm: bool = True,
     alone: bool = False,
 ) -> Iterator[Run]:
     """Run a notebook as an answer key says; its files are gone when the block ends.
@@ -53,7 +52,6 @@ def executed_for(
         notebook: what `submission.rebuild` made.
         limits: when to stop it.
         isolation: how to keep it apart.
-        warm: begin with the libraries imported, which pays from the third run on.
         alone: nothing else of ours runs, so that memory which runs out was used up by this.
 
     Raises:
@@ -73,6 +71,7 @@ def executed_for(
         settings = {
             "parameters": parameters,
             "seconds": limits.seconds,
+            "memory_mib": limits.memory_mib,
             "output_bytes": limits.output_bytes,
             # counted per sandbox; without one it would count all processes of the user
             "processes": 4 * limits.processes if isolation == "bwrap" else None,
@@ -87,9 +86,10 @@ def executed_for(
         copies = package_copies(
             packages, available=imported_names(key.master), blocked=exercise.blocked
         )
-        with sandbox.run(
-            job, scratch, copies=copies, limits=limits, sandbox=isolation, warm=warm
-        ) as (outcome, written):
+        with sandbox.run(job, scratch, copies=copies, limits=limits, sandbox=isolation) as (
+            outcome,
+            written,
+        ):
             yield _describe(outcome, notebook, written, limits, alone)
 
 
@@ -98,16 +98,18 @@ def _describe(
 ) -> Run:
     """Turn what is left of a run into a status and words; everything in `written` is untrusted."""
     report = _load(written / "report", "run.json", 2**20)
+    report = report if isinstance(report, dict) else {}
     executed = _load(written / "report", "executed.ipynb", 2**26)
     errors, outputs, cell_seconds = _cells(executed, notebook)
-    finished = isinstance(report, dict) and report.get("finished") and not report.get("died")
-    starved = outcome.reason == "ended" and not finished and outcome.starved
+    finished = report.get("finished") and not report.get("died")
+    too_much = outcome.reason == "memory" or report.get("too_much_memory")
+    starved = outcome.reason == "ended" and not finished and not too_much and outcome.starved
     if starved and not (alone and outcome.room):
         raise MachineFailure("the kernel ended the run because this machine had no memory left")
     status, note = "graded", ""
     if outcome.reason == "timeout":
         status, note = "timeout", f"stopped after {limits.seconds:g} seconds"
-    elif outcome.reason == "memory":
+    elif too_much:
         status, note = "memory", f"stopped: more than {limits.memory_mib} MiB of memory"
     elif outcome.reason == "processes":
         status, note = "killed", f"stopped: more than {limits.processes} processes"

@@ -12,9 +12,12 @@ import json
 import os
 import resource
 import sys
-import time
 from pathlib import Path
 from typing import Any
+
+
+class TooMuchMemory(Exception):  # noqa: N818 - a finding
+    """A cell held more than the run may use, and gave it back before the grader saw it."""
 
 
 class ForkedProcess:
@@ -43,14 +46,12 @@ def run(job: Path, scratch: Path) -> None:
     """Execute the notebook with papermill; every cell runs, whatever the others raise.
 
     A cell may take 60 % of the time that is left and is interrupted then, so that one endless loop
-    leaves time for the other parts.
+    leaves time for the other parts. None runs after one that held too much memory: which cells
+    would, depends on how fast the grader is with ending them.
     """
-    start = time.monotonic()
+    from kdcourse.grading import clock, doors, watch
 
-    def elapsed() -> float:
-        return time.monotonic() - start
-
-    from kdcourse.grading import doors
+    ours = clock.Clock()
 
     settings = json.loads((job / "job.json").read_text(encoding="utf-8"))
     limits = {
@@ -73,6 +74,7 @@ def run(job: Path, scratch: Path) -> None:
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
     from jupyter_client.provisioning import LocalProvisioner
+    from jupyter_core.utils import run_sync
     from nbclient.exceptions import DeadKernelError
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import Engine, papermill_engines
@@ -82,7 +84,11 @@ def run(job: Path, scratch: Path) -> None:
     report_folder = scratch / "report"
     report_folder.mkdir()
     kernel_pid, waiting = kernel.fork()
-    report: dict[str, Any] = {"finished": False, "died": False, "failure": None, "timed_out": []}
+    own, cells = psutil.Process(), psutil.Process(kernel_pid)
+    report: dict[str, Any] = {
+        **{"finished": False, "died": False, "failure": None, "timed_out": []},
+        "too_much_memory": False,
+    }
 
     class Provisioner(LocalProvisioner):
         """Gives the kernel that waits the file it waits for."""
@@ -117,6 +123,9 @@ def run(job: Path, scratch: Path) -> None:
             )
             return await super()._async_pre_start_kernel(**options)
 
+    def elapsed() -> float:
+        return ours.look(each.pid for each in [own, *own.children(recursive=True)])
+
     class Client(PapermillNotebookClient):
         """Keeps a bounded amount of output and no widget state."""
 
@@ -132,9 +141,25 @@ def run(job: Path, scratch: Path) -> None:
                     return None
             return super().process_message(msg, cell, cell_index)
 
-        async def _async_handle_timeout(self, timeout: int, cell: Any = None) -> Any:
-            report["timed_out"].append(cell.id if cell is not None else None)
-            return await super()._async_handle_timeout(timeout, cell)
+        async def async_execute_cell(self, cell: Any, *arguments: Any, **options: Any) -> Any:
+            timer = asyncio.create_task(self.interrupt(cell))
+            try:
+                return await super().async_execute_cell(cell, *arguments, **options)
+            finally:
+                timer.cancel()
+                if watch.held_mib(cells) > settings["memory_mib"]:
+                    raise TooMuchMemory
+
+        execute_cell = run_sync(async_execute_cell)
+
+        async def interrupt(self, cell: Any) -> None:
+            """Interrupt a cell that has had its share of the time, and again."""
+            while True:
+                end = elapsed() + max(1, 0.6 * (settings["seconds"] - ours.seconds))
+                while elapsed() < end:
+                    await asyncio.sleep(0.2)
+                report["timed_out"].append(cell.id)
+                await self.km.interrupt_kernel()
 
     class SandboxEngine(Engine):
         """Papermill's own engine with the client and manager above."""
@@ -146,8 +171,6 @@ def run(job: Path, scratch: Path) -> None:
                 kernel_name=kernel_name,
                 kernel_manager_class=Manager,
                 allow_errors=True,
-                interrupt_on_timeout=True,
-                timeout_func=lambda cell: max(1, int(0.6 * (settings["seconds"] - elapsed()))),
                 startup_timeout=60,
                 shutdown_kernel="immediate",
             )
@@ -167,15 +190,16 @@ def run(job: Path, scratch: Path) -> None:
         )
     except papermill.PapermillExecutionError:
         pass  # a cell raised: what it raised is in the executed notebook
+    except TooMuchMemory:
+        report["too_much_memory"] = True
     except DeadKernelError:
         report["died"] = True
     except Exception as error:
         report["failure"] = f"{type(error).__name__}: {error}"
-    for child in psutil.Process().children(recursive=True):
+    for child in own.children(recursive=True):
         with contextlib.suppress(psutil.Error):
             child.kill()
-    report["finished"] = not report["died"] and report["failure"] is None
-    report["seconds"] = elapsed()
+    report["finished"] = not any(report[name] for name in ("died", "failure", "too_much_memory"))
     (report_folder / "run.json").write_text(json.dumps(report), encoding="utf-8")
 
 

@@ -2,7 +2,7 @@
 
 Bubblewrap gives the run a file system with only what it needs, no network, no capabilities, no
 environment and a process namespace of its own, which dies with it. What it writes goes into file
-systems of bounded size in memory, which die with it too. Outside, `watch` bounds wall clock,
+systems of bounded size in memory, which die with it too. Outside, `watch` bounds time,
 memory, number of processes and files over the whole process tree.
 """
 
@@ -105,7 +105,6 @@ def run(
     copies: dict[Path, Path],
     limits: Limits,
     sandbox: Sandbox,
-    warm: bool = True,
 ) -> Iterator[tuple[Outcome, Path]]:
     """Run the notebook in `job` and wait until it and everything it started is gone.
 
@@ -115,7 +114,6 @@ def run(
         copies: what `available.package_copies` returned.
         limits: when to stop it.
         sandbox: "bwrap", or "none" for no isolation at all.
-        warm: begin with the libraries imported, where that can be done.
 
     Returns:
         How it ended, and the folder of what it wrote, which is gone when the block ends.
@@ -129,7 +127,7 @@ def run(
         group = stack.enter_context(memory_group(_most_mib(limits)))
         begin = partial(_started, job, scratch, copies, sandbox, messages, limits)
         try:
-            started = stack.enter_context(begin(warm))
+            started = stack.enter_context(begin(True))
         except CannotEnter:
             started = stack.enter_context(begin(False))
         if group is not None and not _joined(group, started.processes):

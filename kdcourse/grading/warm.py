@@ -28,8 +28,8 @@ PRELOADED = (
     *("IPython.core.completerlib", "IPython.core.debugger", "IPython.core.logger"),
     *("IPython.core.oinspect", "IPython.extensions.storemagic", "ipykernel.debugger"),
     *("matplotlib.font_manager", "nbclient", "numpy", "pandas", "papermill.clientwrap"),
-    *("papermill.engines", "psutil", "safetensors.torch", "torch", "tornado.locks"),
-    *("tornado.platform.asyncio", "tornado.queues"),
+    *("papermill.engines", "psutil", "safetensors.torch", "torch", "torch._dynamo"),
+    *("tornado.locks", "tornado.platform.asyncio", "tornado.queues"),
 )
 IDLE_SECONDS = 60.0
 _NAMESPACES = ("ipc", "uts", "net", "pid", "cgroup", "mnt")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .cgroup import MIB, MemoryGroup
+from .clock import Clock
 
 Reason = Literal["ended", "timeout", "memory", "processes", "disk"]
 MAX_DEPTH = 100
@@ -18,11 +19,21 @@ MANY = 16
 USUAL_CHANNELS = 64  # a kernel at rest has about fifty
 CHANNEL_MIB = 0.25  # what a pipe or a socket may hold in the kernel's own memory
 ENTRY_BYTES = 4096  # a file without content costs something too
+PATIENCE = 10  # how many times its seconds a run may take where others have the processors
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may use."""
+    """What one run may use.
+
+    Attributes:
+        seconds: of its clock, which stands still while the run waits for a processor.
+        memory_mib: of its whole process tree, at any moment.
+        processes: how many at the same time.
+        disk_mib: of all files.
+        output_bytes: of what is kept of printed and shown output.
+        descriptors: of open files, for each process.
+    """
 
     seconds: float
     memory_mib: int
@@ -38,7 +49,7 @@ class Outcome:
 
     Attributes:
         reason: what stopped it, or "ended" by itself.
-        seconds: how long it ran.
+        seconds: how long it ran, by its clock.
         peak_mib: the most memory it was seen to hold.
         messages: what the run's own processes, not the notebook, wrote.
         starved: whether the kernel ended some process of this machine meanwhile for lack of memory.
@@ -127,7 +138,7 @@ def watch(
 
     Returns the reason, the seconds, and the highest memory use in MiB.
     """
-    start, used, peak, turn = time.monotonic(), 0.0, 0.0, 0
+    clock, used, peak, turn = Clock(), 0.0, 0.0, 0
     tree: list[Any] = []
     reason: Reason | None = None
     while reason is None:
@@ -135,6 +146,7 @@ def watch(
         ended = bool(select.select([processes.ended], [], [], pause)[0])
         turn += 1
         tree = processes.alive()
+        clock.look(process.pid for process in tree)
         if len(tree) > limits.processes and not ended:
             reason = "processes"
             break
@@ -149,21 +161,33 @@ def watch(
             reason = "disk"
         elif ended:
             reason = "ended"
-        elif time.monotonic() - start > limits.seconds:
+        elif clock.seconds > limits.seconds or clock.waited > PATIENCE * limits.seconds:
             reason = "timeout"
-    return reason, time.monotonic() - start, peak
+    return reason, clock.seconds, peak
 
 
 def _memory_mib(tree: Sequence[Any], limit: float) -> float:
-    """What all processes hold; above the limit, shared pages are counted once (PSS)."""
+    """What all processes hold, or one of them has held; above the limit, shared pages count once.
+
+    The kernel keeps the most that a process has held: one that gave it back before anybody looked
+    is seen as well. Of several it does not say whether they held it at the same time.
+    """
     seen = [_Size(process.pid) for process in tree]
     channels = set[str]().union(*(size.channels for size in seen))
     hidden = CHANNEL_MIB * max(0, len(channels) - USUAL_CHANNELS)
     hidden += sum(size.tables for size in seen) + (_queued_mib(tree[-1].pid) if tree else 0)
     resident = sum(size.pages for size in seen)
-    if resident + hidden <= limit:
-        return resident + hidden
-    return hidden + sum(map(_proportional_mib, tree, seen))
+    most = max((size.most for size in seen), default=0.0)
+    if max(resident + hidden, most) <= limit:
+        return max(resident + hidden, most)
+    own = list(map(_proportional_mib, tree, seen))
+    alone = (size.most - size.pages + mib for size, mib in zip(seen, own, strict=True))
+    return max(hidden + sum(own), *alone)
+
+
+def held_mib(process: Any) -> float:
+    """The most that one process has held."""
+    return _memory_mib([process], 0)
 
 
 class _Size:
@@ -171,13 +195,14 @@ class _Size:
 
     Attributes:
         pages: in memory and in swap.
+        most: of pages, until now.
         tables: that lead to the pages.
         channels: names of its pipes and sockets; of what the kernel holds for them, all that is
             known is their number.
     """
 
     def __init__(self, pid: int) -> None:
-        self.pages = self.tables = 0.0
+        self.pages = self.most = self.tables = 0.0
         self.channels: set[str] = set()
         for folder in (Path(f"/proc/{pid}"), *_threads(pid)):
             with contextlib.suppress(OSError):
@@ -185,6 +210,7 @@ class _Size:
                 fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
                 if "VmRSS" in fields:  # else its first thread has ended, and others go on
                     self.pages = _mib(fields, "VmRSS") + _mib(fields, "VmSwap")
+                    self.most = max(self.pages, _mib(fields, "VmHWM"))
                     self.tables = _mib(fields, "VmPTE")
                     self.channels = _channels(folder)
                     return
