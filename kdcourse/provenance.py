@@ -36,10 +36,9 @@ def code_digest(function: Any, settings: Any = None) -> str | None:
         The digest, or None where the source of the function is not to be had.
 
     Example:
-        >>> from functools import partial
         >>> from kdcourse.relations import pkt_loss, similarity_preserving_loss
-        >>> code_digest(pkt_loss) == code_digest(partial(pkt_loss))
-        True
+        >>> len(code_digest(pkt_loss))
+        16
         >>> code_digest(pkt_loss) == code_digest(similarity_preserving_loss)
         False
     """

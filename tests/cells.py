@@ -78,13 +78,21 @@ def told(exercise: str, edits: Edits = (), skip: Collection[str] = ()) -> list[s
     return [line for line in printed.getvalue().splitlines() if line[:1] in "✓✗–"]
 
 
-def make_key(exercise: str, folder: Path, skip: Collection[str] = ()) -> Key:
-    """The answer key of an exercise, with fixed seeds, without the probes in `skip`."""
+def make_key(exercise: str, folder: Path, skip: Collection[str] = (), small: Edits = ()) -> Key:
+    """The answer key of an exercise, with fixed seeds.
+
+    Args:
+        exercise: its name, or its master's path.
+        folder: a new folder for it.
+        skip: ids of probes that are left out.
+        small: edits of the master.
+    """
     folder.mkdir()
     content = {"format": FORMAT, "exercise": Path(exercise).stem, "seed": 1, "held_out_seed": 2}
     (folder / "key.json").write_text(json.dumps(content), encoding="utf-8")
     master = notebooks.read_source(find_master(exercise), explicit_ids=True)
     master.cells = [cell for cell in master.cells if not named(cell, skip)]
+    replace(master.cells, small)
     nbformat.write(master, folder / "master.ipynb")
     key = Key(folder)
     np.savez(folder / "inputs.npz", **key.arrays("hidden_inputs", key.seed))

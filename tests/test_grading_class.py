@@ -53,7 +53,7 @@ def table(out):
 
 
 @pytest.fixture(scope="module")
-def assigned(tmp_path_factory):
+def assigned(warm, tmp_path_factory):
     """A copy of the small exercise, handed out."""
     assert shutil.which("bwrap"), "these tests need bubblewrap: apt install bubblewrap"
     folder = tmp_path_factory.mktemp("assigned")

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from classroom import FIT, MASTER, kdcourse, result, rows
 
-from kdcourse.grading import cgroup, clock, doors, execute, grade, sandbox, submission, watch
+from kdcourse.grading import cgroup, clock, doors, execute, grade, sandbox, submission, warm, watch
 from kdcourse.grading.key import Key
 
 TRIES = """
@@ -294,7 +294,8 @@ def test_what_the_kernel_says_of_a_process_is_read():
 # Files
 
 
-def test_a_runs_files_live_in_a_file_system_of_their_own_and_size(assigned, student):
+def test_a_runs_files_live_in_a_file_system_of_their_own_and_size(assigned, student, monkeypatch):
+    monkeypatch.setattr(sandbox, "WARM", warm.WarmProcess())
     key = Key(assigned / "key")
     cells = submission.parse_cells(json.dumps(student().solved().notebook).encode())
     notebook = submission.rebuild(key.master, cells)

@@ -35,20 +35,15 @@ def process(monkeypatch):
     made.close()
 
 
-def child():
-    """The warm process that this one has started."""
-    (found,) = [
-        each
-        for each in psutil.Process().children()
-        if each.status() != psutil.STATUS_ZOMBIE and warm.__name__ in each.cmdline()
-    ]
-    return found
+def child(made):
+    """The warm process itself."""
+    return psutil.Process(made._process.pid)
 
 
 def test_it_serves_many_runs_knows_no_secrets_and_comes_back(graded, process, monkeypatch):
     monkeypatch.setenv("SECRET", "of the grader")
     assert graded() == ("graded", 6)
-    first = child()
+    first = child(process)
     assert set(first.environ()) <= {
         *("PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "LANG", "LC_CTYPE"),
         *("OMP_NUM_THREADS", "MKL_NUM_THREADS"),
@@ -58,12 +53,13 @@ def test_it_serves_many_runs_knows_no_secrets_and_comes_back(graded, process, mo
     assert len(os.listdir(f"/proc/{first.pid}/fd")) < 8  # noqa: PTH208
     assert not first.children()
     assert graded() == ("graded", 6)
-    assert child() == first
+    assert child(process) == first
     first.kill()
     assert graded() == ("graded", 6)
-    assert child() != first
+    last = child(process)
+    assert last != first
     process.close()
-    assert not [each for each in psutil.Process().children() if warm.__name__ in each.cmdline()]
+    assert not last.is_running()
 
 
 def test_where_it_cannot_enter_the_run_starts_anew(graded, process, monkeypatch):
