@@ -44,13 +44,18 @@ NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb")) + sorted((ROOT / "book").glo
 GRADING = "instructors"  # the one notebook whose set-up cell asks for an extra
 CONSTRAINTS = (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
 
-# Processor time, which a busy machine hardly changes: no test may depend on the clock.
+# Processor time, in seconds of a machine that does a fixed piece of work in `WORK_SECONDS`: no test
+# may depend on how fast or how busy a machine is.
 SMALL_SECONDS = 20
+WORK_SECONDS = 0.12
 LIMIT = """\
-import resource
+import resource, time
 
 kinds = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
 spent = sum(sum(resource.getrusage(kind)[:2]) for kind in kinds)
+start = time.process_time()
+sum(number * number for number in range(2_000_000))
+spent *= min(1, {work} / (time.process_time() - start))
 assert spent <= {seconds}, f"at its small values it takes {{spent:.0f}} s, more than {seconds}"
 """
 
@@ -97,7 +102,9 @@ def place(path: Path, folder: Path, kernel: str, seconds: float | None = None) -
     notebook = parameterize_notebook(notebook, small)
     notebook.metadata["kernelspec"]["name"] = kernel
     if seconds is not None:
-        notebook.cells.append(nbformat.v4.new_code_cell(LIMIT.format(seconds=seconds)))
+        notebook.cells.append(
+            nbformat.v4.new_code_cell(LIMIT.format(seconds=seconds, work=WORK_SECONDS))
+        )
     target = folder / path.stem / path.name
     target.parent.mkdir(parents=True)
     nbformat.write(notebook, target)
