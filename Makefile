@@ -41,7 +41,7 @@ colab: .venv/.installed-dev ## The same in a new environment, which each noteboo
 	$(PY) tests/colab.py --whole
 
 site-tests: .venv/.installed-dev ## Only the built pages, in a headless browser
-	$(PYTEST) tests/test_site.py
+	$(PYTEST) -n 2 --dist worksteal tests/test_site.py
 
 lint: .venv/.installed-dev ## Check style and types, and that the notebooks match their sources
 	$(PY) -m ruff check .
