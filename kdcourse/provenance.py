@@ -1,6 +1,7 @@
 """Where numbers come from: a digest of the code that decides them, and what it ran on."""
 
 import ast
+import dis
 import functools
 import hashlib
 import importlib
@@ -17,6 +18,7 @@ from typing import Any
 from .notebooks import source_text
 
 PACKAGE = __name__.partition(".")[0]
+_FROM_OUTSIDE = {"LOAD_GLOBAL", "LOAD_NAME"}  # functions; classes inside functions
 
 
 def code_digest(function: Any, settings: Any = None) -> str | None:
@@ -145,10 +147,11 @@ def _function(item: FunctionType) -> tuple[str, list[tuple[str, Any]]]:
 
 def _names(code: CodeType) -> set[str]:
     """The names that a function and those inside it read from outside."""
-    found = {*code.co_names, *code.co_freevars}
+    loads = [step for step in dis.get_instructions(code) if step.opname in _FROM_OUTSIDE]
+    found = {step.argval for step in loads}.union(code.co_freevars)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            found |= _names(constant)
+            found |= _names(constant) - {*code.co_cellvars}
     return found
 
 

@@ -10,19 +10,23 @@ import linecache
 import os
 import re
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 import numpy as np
 
-from kdcourse import notebooks
+from kdcourse import data, notebooks
 from kdcourse.grading.key import FORMAT, Key, find_master
 from kdcourse.grading.score import score_parts
 from kdcourse.grading.submission import rebuild
 
 Edits = Sequence[tuple[str, str]]
 NOT_RUN = {"setup", "plot", "hand-in"}
+# Drawn once for all cells that are run in this process.
+PICTURES = {name: cache(getattr(data, name)) for name in ("textured_shapes", "digit_scenes")}
 
 
 def replace(cells, edits: Edits) -> None:
@@ -49,6 +53,12 @@ def named(cell, ids: Collection[str]) -> bool:
     return any(cell.id == each or cell.id.startswith(f"{each}-") for each in ids)
 
 
+@cache
+def read_master(exercise: str):
+    """An exercise's master, which nobody changes."""
+    return notebooks.read_source(find_master(exercise), explicit_ids=True)
+
+
 def run_cell(cell, namespace: dict) -> None:
     """Run one cell, of the parameters with the small values; messages can quote its lines."""
     quick = re.search(notebooks.QUICK, cell.source, re.M)
@@ -56,6 +66,18 @@ def run_cell(cell, namespace: dict) -> None:
     file = f"<{cell.id}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     exec(compile(source, file, "exec"), namespace)
+
+
+@contextlib.contextmanager
+def quietly(printed: io.StringIO) -> Iterator[None]:
+    """Cells run in here warn of nothing, print elsewhere, and get the pictures without waiting."""
+    with (
+        contextlib.redirect_stdout(printed),
+        warnings.catch_warnings(),
+        mock.patch.multiple(data, **PICTURES),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def told(exercise: str, edits: Edits = (), skip: Collection[str] = ()) -> list[str]:
@@ -66,11 +88,10 @@ def told(exercise: str, edits: Edits = (), skip: Collection[str] = ()) -> list[s
         edits: of the master's solution, (old text, new text).
         skip: ids of cells that are not run.
     """
-    master = notebooks.read_source(find_master(exercise), explicit_ids=True)
+    master = read_master(exercise)
     namespace: dict = {"__name__": "__main__"}
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quietly(printed):
         for cell in edited(master, edits):
             hidden = "probe" in notebooks.tags(cell) or named(cell, {*NOT_RUN, *skip})
             if cell.cell_type == "code" and not hidden:
@@ -106,8 +127,7 @@ def run_probes(key: Key, answers: Path, edits: Edits = (), skip: Collection[str]
     namespace: dict = {"__name__": "__main__"}
     os.environ.update(KDCOURSE_JOB=str(key.folder), KDCOURSE_ANSWERS=str(answers))
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly(io.StringIO()):
             for cell in edited(key.master, edits):
                 left_out = named(cell, {*NOT_RUN, *skip}) or cell.id.startswith(("check-", "run-"))
                 if cell.cell_type == "code" and not left_out:

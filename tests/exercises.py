@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from cells import Edits, replace, tried
+from cells import Edits, earned, replace, tried
 from classroom import call, rows
 
 from kdcourse.grading.assign import assign
@@ -88,6 +88,25 @@ def sandbox_test(exercise: str, parts: Mapping[str, float], slips: Slips, small:
         master = small_master(exercise, small, tmp_path / "master")
         chosen = {IN_THE_SANDBOX: slips[IN_THE_SANDBOX]}
         check_class(graded_class(master, chosen, tmp_path), parts, chosen)
+
+    return test
+
+
+def slip_test(parts: Mapping[str, float], slips: Slips, trained: Collection[str] = ()):
+    """The test that slips cost their own parts, judged in this process; it needs `key`.
+
+    Args:
+        parts: the points of each part.
+        slips: as for `graded_class`.
+        trained: parts that are left to `long`, because only long trainings tell good from bad.
+    """
+
+    @pytest.mark.parametrize("name", [name for name in slips if name != IN_THE_SANDBOX])
+    def test(key, tmp_path, name):
+        edits, lost = slips[name]
+        points = earned(key, tmp_path / "answers", edits)
+        judged = parts.keys() - set(trained)
+        assert {part for part in judged if points[part] < parts[part]} == lost & judged
 
     return test
 

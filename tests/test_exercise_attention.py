@@ -1,7 +1,7 @@
 """The exercise on attention and padding: each slip costs its own parts only, and is told so."""
 
 import pytest
-from cells import earned, make_key
+from cells import earned, make_key, told
 from exercises import sandbox_test, told_test
 
 PARTS = {
@@ -53,7 +53,7 @@ PACKAGE = (
     "import kdcourse; return kdcourse.attention_loss(student, teacher, mask=mask)\n"
     "    real_keys = mask",
 )
-# Slips (in the master's solution → in the submission) and the parts that they cost, in the sandbox.
+# Submissions with several slips, and the parts that they cost.
 SLIPS = {
     "reversed": ([REVERSED, OFTEN_SEEN], {"value", "map"}),
     "times_mask": ([TIMES_MASK, NO_ATTENTION], {"padding", "gradients", "learned"}),
@@ -97,6 +97,10 @@ def key(tmp_path_factory):
 
 
 test_a_learner_reads_what_is_wrong_and_loses_the_parts_concerned = told_test(TOLD)
+
+
+def test_a_right_answer_passes_every_check():
+    assert all(line[0] == "✓" for line in told("attention"))
 
 
 FIRST = "    real_keys = mask[:, None, :]"

@@ -1,8 +1,8 @@
 """The exercise on born-again networks: each slip costs its own parts only, and is told so."""
 
 import pytest
-from cells import earned, make_key
-from exercises import sandbox_test, told_test
+from cells import earned, make_key, told
+from exercises import sandbox_test, slip_test, told_test
 
 PARTS = {
     "frozen": 2,
@@ -59,7 +59,14 @@ PACKAGE = (
     "generations = []",
     "import kdcourse\n    kdcourse.BornAgainNetworks(lambda: make_student(seed), temperatures)",
 )
-# Slips (in the master's solution → in the submission) and the parts that they cost, in the sandbox.
+# Shorter trainings for its probes.
+SMALL = [
+    ("loss=_seven_on, epochs=6", "loss=_seven_on, epochs=2"),
+    ("loss=_by_temperature, epochs=6", "loss=_by_temperature, epochs=2"),
+    ("temperature=4, epochs=6", "temperature=4, epochs=2"),
+    ("loss=_sound_loss, epochs=20", "loss=_sound_loss, epochs=2"),
+]
+# Submissions with several slips, and the parts that they cost.
 SLIPS = {
     "same_weights": ([SAME_WEIGHTS, HIGHER_MEAN], {"fresh", "first", "before"}),
     "labels_only": (
@@ -74,15 +81,8 @@ SLIPS = {
     "package": ([PACKAGE], set(PARTS) - {"frozen", "first", "before"}),
 }
 
-# How its probes train where only the sandbox is looked at.
-SMALL = [
-    ("loss=_seven_on, epochs=6", "loss=_seven_on, epochs=2"),
-    ("loss=_by_temperature, epochs=6", "loss=_by_temperature, epochs=2"),
-    ("temperature=4, epochs=6", "temperature=4, epochs=2"),
-    ("loss=_sound_loss, epochs=20", "loss=_sound_loss, epochs=2"),
-]
-
 test_master_unchanged_and_wrong_in_the_sandbox = sandbox_test("born_again", PARTS, SLIPS, SMALL)
+test_a_slip_costs_its_own_parts = slip_test(PARTS, SLIPS)
 
 # Left out in this process: what trains for long.
 LONG = {"run-table", "conclude", "probe-labels", "probe-students", "probe-accuracies"}
@@ -128,10 +128,14 @@ TOLD = {
 
 @pytest.fixture(scope="module")
 def key(tmp_path_factory):
-    return make_key("born_again", tmp_path_factory.mktemp("born_again") / "key", skip=LONG)
+    return make_key("born_again", tmp_path_factory.mktemp("born_again") / "key", small=SMALL)
 
 
 test_a_learner_reads_what_is_wrong_and_loses_the_parts_concerned = told_test(TOLD)
+
+
+def test_a_right_answer_passes_every_check():
+    assert all(line[0] == "✓" for line in told("born_again"))
 
 
 VERDICT = "    def verdict(differences):\n"

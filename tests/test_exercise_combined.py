@@ -2,7 +2,7 @@
 
 import pytest
 from cells import earned, make_key, told
-from exercises import sandbox_test
+from exercises import sandbox_test, slip_test
 
 PARTS = {
     "where": 2,
@@ -185,9 +185,15 @@ TRICKS_OF_TRAINING = {
 }
 
 
+# Shorter trainings for its probes.
+SMALL = [
+    ("seeds=[_seed], epochs=20,", "seeds=[_seed], epochs=2,"),
+]
+
+
 @pytest.fixture(scope="module")
 def key(tmp_path_factory):
-    return make_key("combined", tmp_path_factory.mktemp("combined") / "key")
+    return make_key("combined", tmp_path_factory.mktemp("combined") / "key", small=SMALL)
 
 
 @pytest.mark.parametrize("name", TOLD)
@@ -227,7 +233,7 @@ def test_a_right_answer_passes_every_check():
     assert all(line[0] == "✓" for line in told("combined"))
 
 
-# Submissions that are graded in the sandbox, and the parts that they cost.
+# Submissions with several slips, and the parts that they cost.
 SLIPS = {
     "no_zero_grad": ([NO_ZERO_GRAD, NOT_NORMALIZED], {"length", "students"}),
     "labels_alone": ([LABELS_ALONE, HIGHER_MEAN], {"students", "regressor", "verdict"}),
@@ -236,9 +242,5 @@ SLIPS = {
     "package": ([FITNET], {"hint", "pooling", "gradients"}),
 }
 
-# How its probes train where only the sandbox is looked at.
-SMALL = [
-    ("seeds=[_seed], epochs=20,", "seeds=[_seed], epochs=2,"),
-]
-
 test_master_unchanged_and_wrong_in_the_sandbox = sandbox_test("combined", PARTS, SLIPS, SMALL)
+test_a_slip_costs_its_own_parts = slip_test(PARTS, SLIPS, trained={"students"})

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cells import earned, make_key, told
-from exercises import sandbox_test
+from exercises import sandbox_test, slip_test
 
 from kdcourse.models import small_convnet
 
@@ -180,9 +180,17 @@ LONG = {"probe-everyone", "probe-exchange", "probe-students"}
 PROBES = {*LONG, "probe-paired", "probe-own"}
 
 
+# Shorter trainings for its probes.
+SMALL = [
+    ("loss=_sound_loss, epochs=20,", "loss=_sound_loss, epochs=2,"),
+    ("loss=_seven_on, epochs=6,", "loss=_seven_on, epochs=3,"),
+    ("seeds=[_seed], epochs=12)", "seeds=[_seed], epochs=2)"),
+]
+
+
 @pytest.fixture(scope="module")
 def key(tmp_path_factory):
-    return make_key("mutual", tmp_path_factory.mktemp("mutual") / "key")
+    return make_key("mutual", tmp_path_factory.mktemp("mutual") / "key", small=SMALL)
 
 
 @pytest.mark.parametrize("name", TOLD)
@@ -228,7 +236,7 @@ def test_a_student_that_learned_nothing_earns_nothing_by_chance(key):
         assert key.functions["judge_exchange"](answers, key.context)[0] == 0, seed
 
 
-# Submissions that are graded in the sandbox, and the parts that they cost.
+# Submissions with several slips, and the parts that they cost.
 SLIPS = {
     "one_trained": ([ONE_TRAINED, MEAN_OF_LOGITS], {"several", "everyone", "exchange"}),
     "one_loss": ([ONE_LOSS, UNPAIRED], {"everyone", "exchange", "interval", "verdict"}),
@@ -239,11 +247,5 @@ SLIPS = {
     "package": ([CHUNKED], {"value", "several", "factor", "gradients"}),
 }
 
-# How its probes train where only the sandbox is looked at.
-SMALL = [
-    ("loss=_sound_loss, epochs=20,", "loss=_sound_loss, epochs=2,"),
-    ("loss=_seven_on, epochs=6,", "loss=_seven_on, epochs=1,"),
-    ("seeds=[_seed], epochs=12)", "seeds=[_seed], epochs=2)"),
-]
-
 test_master_unchanged_and_wrong_in_the_sandbox = sandbox_test("mutual", PARTS, SLIPS, SMALL)
+test_a_slip_costs_its_own_parts = slip_test(PARTS, SLIPS, trained={"everyone"})

@@ -1,7 +1,7 @@
 """The exercise on a detector that is stuck: each slip costs its own parts only, and is told so."""
 
 import pytest
-from cells import earned, make_key
+from cells import earned, make_key, told
 from exercises import sandbox_test, told_test
 
 PARTS = {
@@ -73,14 +73,14 @@ PACKAGE = (
     "    return kdcourse.detection_classification_loss(student, teacher, temperature=temperature)\n"
     "    target = torch.sigmoid(",
 )
-# Slips (in the master's solution → in the submission) and the parts that they cost, in the sandbox.
+# Submissions with several slips, and the parts that they cost.
 SLIPS = {
     "sigmoid_first": ([SIGMOID_FIRST, ALL_BOXES, WITH_GRADIENTS], {"saturated", "kept", "frozen"}),
     "no_factor": ([NO_FACTOR, TIMES_MASK, NO_STEP], {"factor", "elsewhere", "rescued", "frozen"}),
     "package": ([PACKAGE, NO_GUARD], {"value", "factor", "saturated", "teacher", "nothing"}),
 }
 
-# How its probes train where only the sandbox is looked at.
+# Shorter trainings for its probes.
 SMALL = [
     ("loss=_sound, steps=100,", "loss=_sound, steps=20,"),
 ]
@@ -113,6 +113,7 @@ TOLD = {
     "times_mask": ([TIMES_MASK], OF_LOSS, {"elsewhere"}, "nan times 0 is nan"),
     "with_gradients": ([WITH_GRADIENTS], OF_TRAINING, {"frozen"}, "inside torch.no_grad()"),
     "no_zero_grad": ([NO_ZERO_GRAD], OF_TRAINING, {"rescued"}, "clear the old gradients"),
+    "no_step": ([NO_STEP], OF_TRAINING, {"rescued", "frozen"}, "compute new ones, and use them"),
     "swapped": ([SWAPPED], OF_TRAINING, {"rescued", "frozen"}, "who comes first in the loss?"),
 }
 
@@ -123,6 +124,10 @@ def key(tmp_path_factory):
 
 
 test_a_learner_reads_what_is_wrong_and_loses_the_parts_concerned = told_test(TOLD)
+
+
+def test_a_right_answer_passes_every_check():
+    assert all(line[0] == "✓" for line in told("saturated"))
 
 
 BEGIN = f"    {TARGET}\n"

@@ -2,7 +2,7 @@
 
 import pytest
 from cells import earned, make_key, told
-from exercises import sandbox_test
+from exercises import sandbox_test, slip_test
 
 PARTS = {
     "divergence": 5,
@@ -113,9 +113,15 @@ QUICK = {"check-distil", "run-sweep", "probe-sweep", "probe-accuracies", "conclu
 GRADED_QUICKLY = PARTS.keys() - {"students", "accuracies"}
 
 
+# Shorter trainings for its probes.
+SMALL = [
+    ("    epochs=40,\n", "    epochs=4,\n"),
+]
+
+
 @pytest.fixture(scope="module")
 def key(tmp_path_factory):
-    return make_key("temperature", tmp_path_factory.mktemp("temperature") / "key")
+    return make_key("temperature", tmp_path_factory.mktemp("temperature") / "key", small=SMALL)
 
 
 @pytest.mark.parametrize("name", TOLD)
@@ -151,16 +157,12 @@ def test_a_right_answer_passes_every_check():
     assert all(line[0] == "✓" for line in told("temperature"))
 
 
-# Submissions that are graded in the sandbox, and the parts that they cost.
+# Submissions with several slips, and the parts that they cost.
 SLIPS = {
     "hard_labels": ([HARD_LABELS, REVERSED], {"divergence", "students"}),
     "no_zero_grad": ([NO_ZERO_GRAD, FRACTIONS], {"students", "accuracies"}),
     "package": ([CHUNKED], {"divergence", "scale", "gradients"}),
 }
 
-# How its probes train where only the sandbox is looked at.
-SMALL = [
-    ("    epochs=40,\n", "    epochs=4,\n"),
-]
-
 test_master_unchanged_and_wrong_in_the_sandbox = sandbox_test("temperature", PARTS, SLIPS, SMALL)
+test_a_slip_costs_its_own_parts = slip_test(PARTS, SLIPS, trained={"students"})

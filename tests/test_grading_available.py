@@ -16,16 +16,47 @@ SOURCES = Path(__file__).resolve().parents[1] / "book" / "sources" / "exercises"
 EXERCISES = sorted(path.stem for path in SOURCES.glob("*.md"))
 
 
-def inside(folder, program):
-    """Run a program with the copies in place of the package; what it prints, or its last line."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", program],
-        env={"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
+# Runs programs, each in a process of its own that has a folder before all others; PyTorch, which
+# takes long, is imported once.
+SERVER = """
+import json, os, sys, traceback
+import torch
+for line in sys.stdin:
+    folder, program = json.loads(line)
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.dup2(writing, 1)
+        os.dup2(writing, 2)
+        sys.path.insert(0, folder)
+        for name in [name for name in sys.modules if name.split(".")[0] in os.listdir(folder)]:
+            del sys.modules[name]
+        try:
+            exec(program, {})
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        print(json.dumps(pipe.read()), flush=True)
+    os.wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def inside():
+    """Runs a program with the copies in place of the package: the last line that it prints."""
+    command = [sys.executable, "-P", "-c", SERVER]
+    pipe = subprocess.PIPE
+    environment = {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as server:
+
+        def run(folder, program):
+            print(json.dumps([str(folder), program]), file=server.stdin, flush=True)
+            return json.loads(server.stdout.readline()).strip().splitlines()[-1]
+
+        yield run
+        server.stdin.close()
 
 
 def working(folder):
@@ -65,7 +96,7 @@ def test_what_locked_cells_import_counts_and_answers_and_keys_do_not():
     )
 
 
-def test_only_what_is_imported_works_with_all_that_it_needs(tmp_path):
+def test_only_what_is_imported_works_with_all_that_it_needs(tmp_path, inside):
     py_compile.compile(soft_targets.__file__)  # compiled code would give the answer away
     available.package_copies(
         tmp_path, available=["kdcourse.soft_target_loss", "kdcourse.models.load_teacher"]
@@ -86,7 +117,7 @@ def test_only_what_is_imported_works_with_all_that_it_needs(tmp_path):
 
 
 @pytest.mark.parametrize("exercise", EXERCISES)
-def test_no_method_of_the_package_is_left_to_a_submission(exercise, tmp_path):
+def test_no_method_of_the_package_is_left_to_a_submission(exercise, tmp_path, inside):
     master = notebooks.read_source(SOURCES / f"{exercise}.md", explicit_ids=True)
     names = available.imported_names(master)
     available.package_copies(tmp_path, available=names)
@@ -111,7 +142,7 @@ def test_solutions_and_studies_are_not_in_the_copy(tmp_path):
     }
 
 
-def test_what_a_master_blocks_raises_in_any_package_even_if_it_is_imported(tmp_path):
+def test_what_a_master_blocks_raises_in_any_package_even_if_it_is_imported(tmp_path, inside):
     names = ["kdcourse.soft_targets.soft_target_loss", "json.decoder.JSONDecoder"]
     available.package_copies(tmp_path, available=names[:1], blocked=names)
     text = (tmp_path / "kdcourse" / "soft_targets.py").read_text()
@@ -136,7 +167,7 @@ def test_a_blocked_name_must_exist(tmp_path, name, message):
 
 
 @pytest.mark.parametrize("room", ["detection", "features", "self_distillation", "soft_targets"])
-def test_a_whole_room_can_be_made_available(room, tmp_path):
+def test_a_whole_room_can_be_made_available(room, tmp_path, inside):
     """What its names need is found, in whatever module that is: its own examples run."""
     available.package_copies(tmp_path, available=[f"kdcourse.{room}"])
     examples = (

@@ -16,7 +16,18 @@ import psutil
 import pytest
 from classroom import FIT, MASTER, kdcourse, result, rows
 
-from kdcourse.grading import cgroup, clock, doors, execute, grade, sandbox, submission, warm, watch
+from kdcourse.grading import (
+    cgroup,
+    clock,
+    doors,
+    execute,
+    grade,
+    sandbox,
+    score,
+    submission,
+    warm,
+    watch,
+)
 from kdcourse.grading.key import Key
 
 TRIES = """
@@ -196,6 +207,19 @@ def test_what_was_held_before_anybody_looked_ends_a_run():
     assert peak > 300
 
 
+def test_no_cell_runs_after_one_that_held_too_much(assigned, student, monkeypatch):
+    """However late the grader looks: here it sees nothing at all."""
+    monkeypatch.setattr(watch, "_memory_mib", lambda tree, limit: 0.0)
+    monkeypatch.setattr(sandbox, "memory_group", lambda limit: contextlib.nullcontext())
+    key = Key(assigned / "key")
+    made = student().solved().add("x = bytearray(800 * 2**20)\ndel x", FIT)
+    cells = submission.parse_cells(json.dumps(made.notebook).encode())
+    notebook, limits = submission.rebuild(key.master, cells), watch.Limits(60, 700)
+    with execute.executed_for(key, notebook, limits=limits, isolation="bwrap") as run:
+        assert (run.status, run.note) == ("memory", "stopped: more than 700 MiB of memory")
+        assert [part.score for part in score.score_parts(run.answers, key)] == [4, 0]
+
+
 # Time
 
 
@@ -214,7 +238,13 @@ def running(program, **options):
             child.kill()
 
 
-COMPUTES = "import time\nprint(flush=True)\nwhile time.process_time() < 1: pass"
+COMPUTES = "import time\nprint(flush=True)\nwhile time.process_time() < 0.5: pass"
+HEADLESS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+print(flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
 ENDLESS = "print(flush=True)\nwhile True: pass"
 
 
@@ -224,18 +254,18 @@ def crowded():
     cpu = {min(os.sched_getaffinity(0))}
     options = {"preexec_fn": lambda: os.sched_setaffinity(0, cpu)}
     with contextlib.ExitStack() as stack:
-        for _ in range(3):
+        for _ in range(2):
             stack.enter_context(running(ENDLESS, **options))
         yield options
 
 
 def test_a_run_has_its_time_where_others_have_the_processor(crowded, monkeypatch):
     monkeypatch.setattr(watch, "PATIENCE", 10**6)
-    places, limits = watch.Places(), watch.Limits(1.5, 700)
+    places, limits = watch.Places(), watch.Limits(0.9, 700)
     with running(COMPUTES, **crowded) as processes:
         reason, seconds, _ = watch.watch(processes, places, limits, None)
     assert reason == "ended"
-    assert seconds < 1.5
+    assert seconds < 0.9
     with running(ENDLESS, **crowded) as processes:
         assert watch.watch(processes, places, limits, None)[0] == "timeout"
 
@@ -270,9 +300,10 @@ def test_the_clock_counts_what_is_computed_and_every_pause(monkeypatch):
     assert after(1, p7=("R", 2.75), p8=("S", 1.0)) == 0.25
     assert after(1, p7=("R", 2.75)) == 0  # the second has ended, and nobody has its time yet
     assert after(1, p7=("R", 4.0)) == 0.25
+    assert after(1, p7=("Z", 4.25)) == 0.25  # it has ended
     myself = {f"p{os.getpid()}": ("R", 0.5)}
-    assert after(1, p7=("S", 4.0), **myself) == 1  # who looks is never asleep
-    assert ours.waited == 9
+    assert after(1, p7=("S", 4.25), **myself) == 1  # who looks is never asleep
+    assert ours.waited == 10
 
 
 def test_what_the_kernel_says_of_a_process_is_read():
@@ -288,6 +319,11 @@ def test_what_the_kernel_says_of_a_process_is_read():
         while (found := clock._state(pid))[1] == first:
             pass
         assert before == found[0] == "R"
+    with running(HEADLESS) as processes:
+        while (state := clock._state(pid := processes.roots[0].pid))[0] == "R":
+            pass
+        assert "Z" in Path(f"/proc/{pid}/stat").read_text()  # its first thread has ended
+        assert state[0] == "S"
     assert clock._state(pid) == ("X", 0.0)  # it has gone
 
 

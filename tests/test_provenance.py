@@ -97,6 +97,18 @@ def test_what_does_not_decide_them_leaves_it(digest_of, edit) -> None:
     assert digest_of(edit) == digest_of()
 
 
+def test_locals_and_attributes_are_not_taken_for_globals_of_the_same_name(digest_of) -> None:
+    first = 'widths = {"small": [16, 32], "large": [64]}\n'
+    reads = ("model = Network()", "size = 1; model = (lambda: size)(), Network().count")
+    digests = {
+        digest_of((first, f"{first}size = {size}\ncount = {count}\n"), reads)
+        for size, count in ((1, 1), (2, 1), (1, 2))
+    }
+    assert len(digests) == 1
+    inner = ("model = Network()", "model = (lambda: size)(), Network().count")
+    assert len({digest_of((first, f"{first}size = {size}\n"), inner) for size in (1, 2)}) == 2
+
+
 def test_code_in_the_settings_counts(digest_of) -> None:
     plain, kept = digest_of(), digest_of(settings="{'a': {'make': helper}}")
     assert plain == kept  # the class calls it anyway

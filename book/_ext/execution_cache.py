@@ -219,7 +219,7 @@ def data(pieces: Iterable[Piece], package: Path) -> Iterator[Path]:
     loads = {pattern for piece in pieces for pattern in piece.loads}
     words = {word for piece in pieces for word in piece.words}
     for path in package.rglob("*"):
-        if path.suffix in (".py", ".pyc") or not path.is_file():
+        if path.suffix == ".py" or path.parent.name == "__pycache__" or not path.is_file():
             continue
         name = path.relative_to(package).as_posix()
         if any(fnmatch(name, pattern.format("*")) for pattern in LOADERS.values()):

@@ -34,7 +34,8 @@ class Clock:
         had = max(self._had, sum(seconds for _, seconds in states.values()))
         now = time.monotonic()
         passed, computed = now - self._last, had - self._had
-        ready = any(letter == "R" for pid, (letter, _) in states.items() if pid != os.getpid())
+        doing = {letter for pid, (letter, _) in states.items() if pid != os.getpid()}
+        ready = "R" in doing or (doing and doing <= {"X", "Z"})  # or they have ended
         self.seconds += computed if ready else max(computed, passed)
         self.waited += passed
         self._had, self._last = had, now
@@ -46,5 +47,8 @@ def _state(pid: int) -> tuple[str, float]:
     with contextlib.suppress(OSError):
         # The name of the program, in parentheses, may hold anything.
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return fields[0].decode(), sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+        letter, threads = fields[0].decode(), int(fields[17])
+        if letter == "Z" and threads > 1:
+            letter = "S"  # only its first thread has ended
+        return letter, sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
     return "X", 0.0

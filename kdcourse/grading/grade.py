@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import signal
+import site
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -278,14 +279,22 @@ def environment_digest() -> str:
     """A hash of Python, the installed packages and this package's own files."""
     total = hashlib.sha256(f"{sys.version}\0{platform.machine()}".encode())
     for item in sorted(
-        f"{dist.metadata['Name']}=={dist.version}" for dist in importlib.metadata.distributions()
+        f"{dist.metadata['Name']}=={dist.version}"
+        for dist in importlib.metadata.distributions(path=_installed())
     ):
         total.update(item.encode())
     package = Path(__file__).resolve().parents[1]
+    # Not what Python compiles: while other programs start, it writes there under passing names.
     for path in sorted(package.rglob("*")):
-        if path.is_file() and path.suffix != ".pyc":
-            total.update(path.read_bytes())
+        if path.is_file() and path.parent.name != "__pycache__":
+            total.update(path.relative_to(package).as_posix().encode() + b"\0")
+            total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
+
+
+def _installed() -> list[str]:
+    """The folders of installed packages; to `sys.path`, libraries add folders of their own."""
+    return [*site.getsitepackages(), *([site.getusersitepackages()] * bool(site.ENABLE_USER_SITE))]
 
 
 def result_path(out: Path, student: str) -> Path:

@@ -104,6 +104,7 @@ class WarmProcess:
                 return int(pid), ended, go
             os.close(ended)
             os.close(go)
+            self.close()  # it has gone, or is about to
         self.usable = False
         raise CannotEnter("a warm start is not possible here")
 
