@@ -4,6 +4,7 @@ PORT ?= 8000
 PY = .venv/bin/python
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest
 LOSSES = soft_targets features relations self_distillation detection language advanced
+SYNC = $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 PAGES ?=
 SCHEDULER ?=
 
@@ -29,10 +30,13 @@ book: .venv/.installed-book ## Build the book: runs every notebook, any warning 
 
 test: .venv/.installed-dev ## Check everything: style, types, tests, notebooks, book, pages
 	$(PY) tests/programs.py
-	@$(MAKE) --no-print-directory lint unit-tests book notebook-tests site-tests
+	@$(MAKE) --no-print-directory lint
+	@echo "The unit tests and the book, side by side; what each prints comes when it is done."
+	@$(MAKE) --no-print-directory -j 2 $(SYNC) unit-tests book
+	@$(MAKE) --no-print-directory notebook-tests site-tests
 
 unit-tests: .venv/.installed-dev ## Only the tests of the package and the grader, and the doctests
-	$(PYTEST) -n 2 --dist loadfile --ignore tests/test_site.py
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/test_site.py
 
 notebook-tests: .venv/.installed-dev ## Only the notebooks, each alone, at its small values, in a host shaped like Colab
 	OMP_NUM_THREADS=1 $(PY) tests/colab.py
@@ -41,7 +45,7 @@ colab: .venv/.installed-dev ## The same in a new environment, which each noteboo
 	$(PY) tests/colab.py --whole
 
 site-tests: .venv/.installed-dev ## Only the built pages, in a headless browser
-	$(PYTEST) -n 2 --dist worksteal tests/test_site.py
+	$(PYTEST) -n 3 --dist worksteal tests/test_site.py
 
 lint: .venv/.installed-dev ## Check style and types, and that the notebooks match their sources
 	$(PY) -m ruff check .

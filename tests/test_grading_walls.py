@@ -462,7 +462,7 @@ def test_a_worker_that_dies_takes_no_result_with_it(assigned, student, tmp_path)
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     for name in "abcd":
-        made = student().solved().add("import time; time.sleep(3)", FIT)
+        made = student().solved().add("import time; time.sleep(1)", FIT)
         (folder / f"{name}.ipynb").write_text(json.dumps(made.notebook))
     arguments = ("grade", MASTER, folder, "--out", out, "--key", assigned / "key", "--jobs", 2)
     done = []

@@ -38,6 +38,7 @@ import nbformat
 from docutils import nodes
 from IPython.core.inputtransformer2 import TransformerManager
 from myst_nb.sphinx_ import NbMetadataCollector
+from nbclient import NotebookClient
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
@@ -290,6 +291,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
     # Kernels start as `kernels/python3` says: without a warning about the local connection.
     paths = [str(Path(__file__).parent), *os.environ.get("JUPYTER_PATH", "").split(os.pathsep)]
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
+    # Else each waits two seconds in vain for joblib's watcher, which ends only after its kernel.
+    NotebookClient.shutdown_kernel.default_value = "immediate"
     app.connect("config-inited", use_reader)
     app.connect("env-get-outdated", outdated)
     app.connect("source-read", begin_page)
