@@ -262,7 +262,7 @@ def test_the_order_of_the_batch_does_not_matter(loss, seed: int) -> None:
 
 @each_loss
 @property_test
-@given(seed=seeds, scale=st.floats(1e-3, 1e2))
+@given(seed=seeds, scale=st.floats(1e-3, 10))  # a class that nobody may be has no correlation
 def test_losses_are_not_negative_and_0_for_a_perfect_student(loss, seed: int, scale: float) -> None:
     student, teacher = draw(*SHAPE, seed=seed), scale * draw(*SHAPE, seed=seed ^ 1)
     assert loss(student, teacher) >= -1e-12
