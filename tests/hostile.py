@@ -439,7 +439,7 @@ def graded_class(assigned, student, base, names: Collection[str]):
     for name, made in submissions(student, base, f"kdcourse-{os.getpid()}").items():
         if name in names:
             into = slow if BREAKS.get(name, ("", ""))[1] == "timeout" else folder
-            into = many if name == "forks" else into
+            into = many if name in ("forks", "child-flood") else into
             (into / f"{name}.ipynb").write_text(json.dumps(made.notebook))
     solution = (assigned / "solution.ipynb").read_bytes()
     (folder / os.fsdecode(b"\xff.ipynb")).write_bytes(solution)
@@ -459,7 +459,8 @@ def graded_class(assigned, student, base, names: Collection[str]):
         )
 
     # Each limit ends what is meant to break it, and the others are out of its reach: the clock
-    # but for what lasts, the memory of many copies of a large process.
+    # but for what lasts, the memory of many copies of a large process, and of a flood of output
+    # that waits to be read, which takes longer the busier the machine is.
     done = kdcourse_each(
         grade(slow, 5, 700),
         grade(many, 90, 6000),
