@@ -98,7 +98,8 @@ def execute(
         cell = nbformat.v4.new_code_cell(DASK.format(address=scheduler))
         notebook.cells.insert(0, cell)
     client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": page.parent}})
-    with environment(KDCOURSE_STUDIES=str(state), KDCOURSE_CLAIMS=claims):
+    quiet = str(ROOT / "book" / "_ext")  # the book's kernel, without a warning for each page
+    with environment(KDCOURSE_STUDIES=str(state), KDCOURSE_CLAIMS=claims, JUPYTER_PATH=quiet):
         client.execute()
     for old in state.glob(f"{page.stem}-*.ipynb"):
         old.unlink()
