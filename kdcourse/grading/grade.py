@@ -294,7 +294,8 @@ def environment_digest() -> str:
 
 def _installed() -> list[str]:
     """The folders of installed packages; to `sys.path`, libraries add folders of their own."""
-    return [*site.getsitepackages(), *([site.getusersitepackages()] * bool(site.ENABLE_USER_SITE))]
+    own = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    return [*site.getsitepackages(), *own]
 
 
 def result_path(out: Path, student: str) -> Path:
