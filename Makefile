@@ -5,11 +5,14 @@ PY = .venv/bin/python
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest
 LOSSES = soft_targets features relations self_distillation detection language advanced
 SYNC = $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+# A sentence of the text that is not true of its numbers stops a notebook; a learner's only says so.
+export KDCOURSE_CLAIMS ?= stop
 PAGES ?=
 SCHEDULER ?=
+FOUND ?=
 
 .PHONY: help quick book test unit-tests notebook-tests colab site-tests lint studies verify bench \
-	notebooks teachers serve dist clean
+	notebooks teachers ledger serve dist clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -55,6 +58,9 @@ lint: .venv/.installed-dev ## Check style and types, and that the notebooks matc
 
 studies: .venv/.installed-dev ## Repeat all studies, hours; when stopped, it goes on (PAGES=..., SCHEDULER=... for Dask)
 	OMP_NUM_THREADS=1 $(PY) tests/studies.py $(PAGES) $(SCHEDULER:%=--scheduler %)
+
+ledger: book ## Write the ledger of claims anew, from the book and FOUND, what the long check found
+	$(PY) tests/ledger.py $(FOUND)
 
 verify: .venv/.installed-dev ## The long check for a release, hours: all studies and claims on three sets of seeds
 	$(PY) tests/programs.py

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 from ._checks import require
 from .advanced import Ensemble
-from .claims import Interval, interval
+from .claims import LITTLE, Interval, interval
 from .data import ImageData, digits, glyphs, shift, subset, textured_shapes
 from .experiments import paired, train
 from .features import FeatureDistillation, FeatureExtractingModel, FeatureObjective
@@ -286,6 +286,8 @@ CONFIGURATIONS = _configurations()
 
 # The rules
 
+HEARSAY = "a rule we have heard; we know no source that measured it"
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -317,7 +319,7 @@ class Rule:
         name: short, for the table and the figure.
         advice: as one reads it.
         source: a place where one reads it.
-        contrasts: each must be above zero for the rule to hold.
+        contrasts: what the rule promises is a difference above zero.
     """
 
     name: str
@@ -326,36 +328,52 @@ class Rule:
     contrasts: tuple[Contrast, ...] = field(repr=False)
 
 
+def speaks(effect: Interval) -> Literal["for", "against", "open"]:
+    """What one contrast says of its rule.
+
+    For it, if the whole 95 % interval lies above zero; against it, if it lies below zero or holds
+    no difference of a size that matters (`kdcourse.claims.LITTLE`); open otherwise.
+
+    Example:
+        >>> [speaks(Interval(1, low, high, 5)) for low, high in ((0.1, 1.9), (-0.1, 1.9), (-1, 3))]
+        ['for', 'against', 'open']
+    """
+    if effect.low > 0:
+        return "for"
+    return "against" if effect.high < 0 or max(-effect.low, effect.high) <= LITTLE else "open"
+
+
 def judge(rule: Rule, table: "pd.DataFrame") -> tuple[Verdict, list[Interval]]:
     """What the study says about a rule.
 
-    A contrast speaks for the rule if its whole 95 % interval lies above zero, against it if the
-    interval lies below one point, and is open otherwise.
+    That one contrast is clear and another one open does not make them different: an open one says
+    nothing, so it cannot make a rule "depend" on anything.
 
     Args:
         rule: its contrasts are looked up in the table.
         table: one row for every configuration and seed, with the column `accuracy` (%).
 
     Returns:
-        The verdict, and the interval of each contrast. "holds here": all speak for it; "does not
-        hold here": none does, and at least one speaks against it; "depends": some speak for it,
-        others do not; "open": none speaks for it or against it.
+        The verdict, and the interval of each contrast. "holds here": at least one contrast speaks
+        for the rule and none against it; "does not hold here": the other way round; "depends":
+        some speak for it, some against it; "open": all are open.
     """
     effects = [interval(contrast.differences(table)) for contrast in rule.contrasts]
-    speaking_for = sum(effect.low > 0 for effect in effects)
-    speaking_against = sum(effect.high < 1 and effect.low <= 0 for effect in effects)
-    if speaking_for == len(effects):
-        return "holds here", effects
-    if speaking_for > 0:
-        return "depends", effects
-    return ("does not hold here" if speaking_against else "open"), effects
+    said = {speaks(effect) for effect in effects} - {"open"}
+    verdicts: dict[frozenset[str], Verdict] = {
+        frozenset({"for"}): "holds here",
+        frozenset({"against"}): "does not hold here",
+        frozenset({"for", "against"}): "depends",
+        frozenset(): "open",
+    }
+    return verdicts[frozenset(said)], effects
 
 
 BEST_PRACTICES = (
     Rule(
         "Temperature",
         "Soften: a temperature of 3 to 10, not 1.",
-        "usual advice",
+        HEARSAY,
         (
             Contrast("T = 4 against 1, 500 images", "soft, 500", "T = 1, 500"),
             Contrast("T = 4 against 1, 1,500 images", "soft, 1,500", "T = 1, 1,500"),
@@ -384,7 +402,7 @@ BEST_PRACTICES = (
     Rule(
         "Noisy teacher",
         "The noisier the teacher, the more weight for the labels.",
-        "usual advice",
+        HEARSAY,
         (
             *(
                 Contrast(
@@ -405,7 +423,7 @@ BEST_PRACTICES = (
     Rule(
         "Student of a third",
         "A student of a third to half the teacher's size learns well from it.",
-        "usual advice",
+        HEARSAY,
         tuple(
             Contrast(
                 f"soft targets against labels, {share}",
@@ -418,7 +436,7 @@ BEST_PRACTICES = (
     Rule(
         "Student below a tenth",
         "Below a tenth of the teacher's size distillation gains less.",
-        "usual advice",
+        HEARSAY,
         tuple(
             Contrast(
                 f"gain at 1/3 against gain at {share}",
@@ -467,7 +485,7 @@ BEST_PRACTICES = (
     Rule(
         "Soft pseudo-labels",
         "On unlabelled images take the teacher's probabilities, not its decisions.",
-        "usual advice",
+        HEARSAY,
         (Contrast("4,000 images, no labels", "soft, no labels", "decisions, no labels"),),
     ),
     Rule(
@@ -488,7 +506,7 @@ BEST_PRACTICES = (
     Rule(
         "Always logits",
         "Soft targets are worth having everywhere.",
-        "usual advice",
+        HEARSAY,
         (
             Contrast("shapes, 500 images", "soft, 500", "labels, 500"),
             Contrast("shapes, 1,500 images", "soft, 1,500", "labels, 1,500"),

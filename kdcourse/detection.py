@@ -106,8 +106,8 @@ def detection_classification_loss(
 def detection_box_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     r"""Smooth-L1 between boxes, the mean over the coordinates of the boxes that count.
 
-    Below 1 pixel the error counts as half its square, above as itself less a half. Widely copied
-    code divides by the number of all boxes: with one of ten kept, 0.05 where 0.5 is right.
+    Below 1 pixel the error counts as half its square, above as itself less a half. A division by
+    the number of all boxes is easily written: with one of ten kept, 0.05 where 0.5 is right.
 
     Args:
         student: `[..., 4]`.

@@ -2,12 +2,14 @@
 
 import inspect
 import json
+import math
 import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,10 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import TensorDataset
 
+from . import data
 from ._checks import require
 from .claims import FEWEST_SEEDS, interval, pronounce
-from .data import TensorLoader
-from .provenance import code_digest, machine
+from .data import ImageData, TensorLoader
+from .models import load_teacher
+from .provenance import code_digest, file_digest, files_behind, machine
 from .training import fit, predict
 
 if TYPE_CHECKING:
@@ -78,6 +82,30 @@ def train(
         seed=seed,
         progress=False,
     )
+
+
+@lru_cache(maxsize=8)
+def answered(name: str, part: str = "train") -> tuple[ImageData, TensorDataset]:
+    """A data set, and one of its parts with the shipped teacher's logits; kept in the process.
+
+    Runs in other processes call this in place of carrying the images along.
+
+    Args:
+        name: of a loader of images with a shipped teacher: "mnist", "textured_shapes", "glyphs" or
+            "digits".
+        part: "train", "validation", "test" or "unlabelled".
+
+    Returns:
+        The data set, and `(inputs, labels, logits [N, C])` of the part.
+
+    Example:
+        >>> images, scans = answered("digits")
+        >>> [list(tensor.shape) for tensor in scans.tensors]
+        [[1097, 1, 8, 8], [1097], [1097, 10]]
+    """
+    images: ImageData = getattr(data, name)()
+    chosen: TensorDataset = getattr(images, part)
+    return images, TensorDataset(*chosen.tensors, predict(load_teacher(name), chosen))
 
 
 def multiply_adds(call: Callable[[], object]) -> float:
@@ -372,9 +400,9 @@ def study(
 
     Returns:
         The table of `run`, numbers rounded to four places, and `about`: date, versions, hardware,
-        seeds, a digest of the code that decides the numbers (see `code_digest`), and the seconds
-        since the study was last begun or taken up again. If that code is another one now, a line is
-        printed.
+        seeds, settings, a digest of the code that decides the numbers (see `code_digest`) and of
+        the shipped weights and pictures it reads (`files_behind`), and the seconds since the study
+        was last begun or taken up again. If one of these is another one now, a line is printed.
 
     Raises:
         ValueError: when there is no such study, or it holds other configurations than these, or
@@ -393,7 +421,7 @@ def study(
     require(path.exists(), f"no study {str(name)!r}: {advice}")
     about = json.loads(path.read_text(encoding="utf-8"))
     table = pd.DataFrame(about.pop("rows"))
-    stored, asked = about.pop("settings"), _settings(configurations)
+    stored, asked = about["settings"], _settings(configurations)
     other = [name for name in asked if name in stored and stored[name] != asked[name]]
     require(
         stored == asked,
@@ -406,7 +434,28 @@ def study(
             f"The study {path.stem} is of {about['date']}. Code that decides its numbers, or a "
             f"value which that code reads, is another one now."
         )
+    files = about.get("files", {})
+    if changed := [file for file, digest in files.items() if file_digest(file) != digest]:
+        print(f"The study {path.stem} was made with other files than these: {', '.join(changed)}.")
     return Study(table, about)
+
+
+def read_study(name: str) -> Study:
+    """A study of the package as it lies there, for a page that only reads what another page made.
+
+    Args:
+        name: of the study.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    import pandas as pd
+
+    path = _study_file(name)
+    path = path if path.exists() else STUDIES / path.name
+    require(path.exists(), f"no study {name!r}: {_advice(path, 0)}")
+    about = json.loads(path.read_text(encoding="utf-8"))
+    return Study(pd.DataFrame(about.pop("rows")), about)
 
 
 def _study_file(name: str | os.PathLike) -> Path:
@@ -421,7 +470,8 @@ def _is_repeated(path: Path, configurations: Mapping, seeds: list[int], code: st
         return False
     about = json.loads(path.read_text(encoding="utf-8"))
     known = about.get("seeds"), about["settings"], about.get("code")
-    return code is not None and known == (seeds, _settings(configurations), code)
+    files = all(file_digest(file) == digest for file, digest in about.get("files", {}).items())
+    return code is not None and files and known == (seeds, _settings(configurations), code)
 
 
 def _advice(path: Path, runs: int) -> str:
@@ -450,6 +500,7 @@ def _repeat(
         "date": date.today().isoformat(),
         **machine(),
         "code": code,
+        "files": files_behind(function, configurations),
         "seeds": seeds,
         "seconds": round(time.perf_counter() - start),
         "settings": _settings(configurations),
@@ -474,38 +525,89 @@ def _begin(path: Path) -> Path:
     return unfinished
 
 
-def confirm(stored: "pd.DataFrame", again: "pd.DataFrame", value: str) -> None:
-    """Check that configurations run again land inside the study's 95 % intervals.
+def confirm(
+    stored: "pd.DataFrame",
+    again: "pd.DataFrame",
+    value: str,
+    *,
+    each: float = 3.0,
+    mean: float = 1.5,
+) -> None:
+    """Check configurations of a study that were run again on its seeds, seed by seed.
 
-    Below five seeds nothing is judged.
+    On the machine of the study every run comes out the same. On another processor rounding differs,
+    and training lets that grow: by half a point to one a run in the course's networks.
 
     Args:
         stored: the study's table.
-        again: some of its configurations, run anew.
+        again: some of its rows, run anew.
         value: the column to compare.
+        each: what a single run may differ by, in units of the column.
+        mean: what the mean of five runs or more may differ by.
 
     Raises:
-        ClaimError: names the configuration whose mean lies outside; see `claim`.
+        ClaimError: names the configuration that differs, where `KDCOURSE_CLAIMS` is `stop`.
+        ValueError: if a row has no counterpart in the study.
 
     Example:
         >>> import pandas as pd
         >>> table = pd.DataFrame({"configuration": "a", "seed": range(5), "y": [1.0, 2, 3, 4, 5]})
         >>> confirm(table, table.assign(y=table["y"] + 1), "y")
-        a: run again 4.0, inside the study's 3.0 [1.0, 5.0]
+        a: 5 runs again, as stored: they differ by +1.0 on average, by 1.0 at most
     """
-    known = summarize(stored, value)
-    for name, new in summarize(again, value).iterrows():
-        mean, low, high = known.loc[name, ["mean", "low", "high"]]
-        inside = low <= new["mean"] <= high
-        words = (
-            "too few seeds to judge against"
-            if new["n"] < FEWEST_SEEDS
-            else ("inside" if inside else "outside")
+    keys = ["configuration", "seed"]
+    new, old = (table.groupby(keys, sort=False)[value].mean() for table in (again, stored))
+    lost = list(new.index.difference(old.index))
+    require(not lost, f"again must hold runs of the study, these are not in it: {lost}")
+    moved = new - old.loc[new.index]
+    for name, differences in moved.groupby("configuration", sort=False):
+        largest, average = differences.abs().max(), differences.mean()
+        fine = largest <= each and (len(differences) < FEWEST_SEEDS or abs(average) <= mean)
+        runs = f"{len(differences)} runs" if len(differences) > 1 else "one run"
+        words = "as stored" if fine else "NOT as stored"
+        pronounce(
+            f"{name}: {runs} again, {words}: they differ by {average:+.1f} on average, "
+            f"by {largest:.1f} at most",
+            bool(fine),
+            {"confirmed": str(name), "average": float(average), "largest": float(largest)},
         )
-        sentence = f"{name}: run again {new['mean']:.1f}, {words} the study's "
-        sentence += f"{mean:.1f} [{low:.1f}, {high:.1f}]"
-        record = {"confirmed": str(name), "again": new["mean"], "stored": [low, high]}
-        pronounce(sentence, None if new["n"] < FEWEST_SEEDS else bool(inside), record)
+
+
+def spot_check(
+    stored: "pd.DataFrame",
+    function: Callable[..., Mapping[str, Any] | Sequence[Mapping[str, Any]]],
+    configurations: Mapping[str, Mapping[str, Any]],
+    value: str,
+    *,
+    turn: int | None = None,
+    **limits: float,
+) -> None:
+    """Run one run of a study again, another one every day, and `confirm` it.
+
+    Args:
+        stored: the study's table.
+        function: as for `study`.
+        configurations: as for `study`.
+        value: the column to compare.
+        turn: which run, counted through configurations and seeds; the number of the day unless
+            told.
+        limits: `each`, as for `confirm`.
+
+    Raises:
+        ClaimError: see `confirm`.
+    """
+    runs = [(name, int(seed)) for name in configurations for seed in stored["seed"].unique()]
+    turn = date.today().toordinal() if turn is None else turn
+    # A step that has no factor in common with the number visits every run before any comes again.
+    name, seed = runs[turn * _coprime(len(runs)) % len(runs)]
+    again = run(function, {name: configurations[name]}, [seed], jobs=1, progress=False)
+    confirm(stored, again, value, **limits)
+
+
+def _coprime(count: int) -> int:
+    """The first number above the golden section of a count that shares no factor with it."""
+    step = round(0.618 * count)
+    return next(n for n in range(max(step, 1), step + count + 2) if math.gcd(n, count) == 1)
 
 
 def summarize(

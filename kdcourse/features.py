@@ -445,7 +445,8 @@ def fsp_loss(student_pair: tuple[Tensor, Tensor], teacher_pair: tuple[Tensor, Te
     .. math:: G_{ij} = \frac{1}{H W} \sum_{h,w} x_{i,h,w} \, y_{j,h,w}, \qquad
         \mathrm{mean}\big((G^s - G^t)^2\big)
 
-    Within a pair, the larger map is average-pooled to the smaller (early code max-pools).
+    Within a pair, the larger map is average-pooled to the smaller, as in RepDistiller's code; the
+    paper max-pools.
 
     Args:
         student_pair: an earlier and a later feature map, `[B, F1, H, W]` and `[B, F2, H', W']`.

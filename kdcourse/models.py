@@ -387,6 +387,8 @@ def new_teacher(name: str) -> nn.Module:
     match name:
         case "digits":
             return MLP(64, [256, 256], 10)
+        case "mnist":
+            return large_convnet(10)
         case "textured_shapes":
             return large_convnet(20)
         case "glyphs":
@@ -394,8 +396,8 @@ def new_teacher(name: str) -> nn.Module:
         case "digit_scenes":
             return Detector([24, 48, 96], 10, pyramid_width=48, depth=2)
     raise ValueError(
-        "name must be 'digits', 'textured_shapes', 'glyphs' or 'digit_scenes', as the data set, "
-        f"got {name!r}"
+        "name must be 'digits', 'mnist', 'textured_shapes', 'glyphs' or 'digit_scenes', as the "
+        f"data set, got {name!r}"
     )
 
 
@@ -406,7 +408,8 @@ def load_teacher(name: str) -> nn.Module:
     seed; `recipe(name)` says how.
 
     Args:
-        name: "digits", "textured_shapes", "glyphs" or "digit_scenes", the last a `Detector`.
+        name: "digits", "mnist", "textured_shapes", "glyphs" or "digit_scenes", the last a
+            `Detector`.
 
     Raises:
         ValueError: for another name, or if the file is not the one that was shipped.

@@ -8,6 +8,7 @@ import hashlib
 import html
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -201,6 +202,55 @@ def plot_curve(
         axes.annotate(
             label, last, (8, nudge), textcoords="offset points", va="center", color=colour
         )
+
+
+def plot_search(
+    axes: "Axes",
+    table: "pd.DataFrame",
+    x: str,
+    y: str,
+    value: str,
+    *,
+    low: float,
+    high: float,
+) -> None:
+    """Means over a grid of two settings, as numbers on coloured squares; the best one is framed.
+
+    Args:
+        axes: drawn on.
+        table: tidy, a row for each seed and combination.
+        x: column of the horizontal setting.
+        y: column of the vertical setting.
+        value: column of the numbers.
+        low: the darkest colour stands for this and everything below.
+        high: the brightest colour.
+    """
+    from matplotlib.patches import Rectangle
+
+    means = table.groupby([y, x])[value].mean().unstack()
+    axes.pcolormesh(means.to_numpy(), vmin=low, vmax=high, edgecolors="face", lw=0.3)
+    for row, numbers in enumerate(means.to_numpy()):
+        for column, number in enumerate(numbers):
+            if math.isnan(number):  # not tried
+                continue
+            dark = number < (low + high) / 2
+            axes.text(
+                column + 0.5,
+                row + 0.5,
+                f"{number:.0f}",
+                ha="center",
+                va="center",
+                color="white" if dark else "black",
+            )
+    best = divmod(int(means.fillna(low).to_numpy().argmax()), means.shape[1])
+    frame = {"fill": False, "ec": COLOURS["distilled"], "lw": 3, "clip_on": False, "zorder": 4}
+    axes.add_patch(Rectangle((best[1], best[0]), 1, 1, **frame))
+    axes.set_xticks([i + 0.5 for i in range(means.shape[1])], [f"{v:g}" for v in means.columns])
+    axes.set_yticks([i + 0.5 for i in range(means.shape[0])], [f"{v:g}" for v in means.index])
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    for side in axes.spines.values():
+        side.set_visible(False)
 
 
 def show_images(

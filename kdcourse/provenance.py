@@ -11,7 +11,8 @@ import os
 import platform
 import textwrap
 import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -25,10 +26,10 @@ def code_digest(function: Any, settings: Any = None) -> str | None:
     """Sixteen hexadecimal digits that change when code that decides a function's results changes.
 
     The code is that of the function, of what it calls, and so on, as far as it was defined in the
-    function's own module (or notebook) or in this package. Comments, docstrings and formatting do
-    not count, nor where something is defined. Plain values that the code reads do; arrays, data
-    sets and trained weights do not. What is reached only through an attribute of an instance is
-    found when its class is.
+    function's own module (or notebook) or in this package; for a data set, that of its loader.
+    Comments, docstrings and formatting do not count, nor where something is defined. Plain values
+    that the code reads do; arrays and trained weights do not, see `files_behind`. What is reached
+    only through an attribute of an instance is found when its class is.
 
     Args:
         function: what computes a row of a study.
@@ -44,16 +45,64 @@ def code_digest(function: Any, settings: Any = None) -> str | None:
         >>> code_digest(pkt_loss) == code_digest(similarity_preserving_loss)
         False
     """
+    found = _walk(function, settings)[0]
+    if not found:
+        return None
+    return hashlib.sha256("\0".join(sorted(found)).encode()).hexdigest()[:16]
+
+
+def files_behind(function: Any, settings: Any = None) -> dict[str, str]:
+    """The shipped teachers and pictures that a function may read, with a digest of each.
+
+    Found are those of every data set, and of every name of one, that its code or its arguments
+    hold.
+
+    Args:
+        function: what computes a row of a study.
+        settings: its arguments.
+
+    Returns:
+        Path inside the package → the first sixteen hexadecimal digits of the file's SHA-256.
+
+    Example:
+        >>> from kdcourse.data import digits
+        >>> list(files_behind(digits))
+        ['weights/digits.safetensors']
+    """
+    names = _walk(function, settings)[1]
+    return {file: digest for file, digest in _shipped().items() if Path(file).stem in names}
+
+
+def file_digest(name: str) -> str | None:
+    """Of one shipped file, as in `files_behind`; None if there is no such file."""
+    return _shipped().get(name)
+
+
+@functools.lru_cache(maxsize=1)
+def _shipped() -> dict[str, str]:
+    package = Path(__file__).parent
+    files = [*package.glob("weights/*.safetensors"), *package.glob("pictures/*.npz")]
+    return {
+        f"{file.parent.name}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        for file in sorted(files)
+    }
+
+
+def _walk(function: Any, settings: Any) -> tuple[set[str], set[str]]:
+    """The texts that decide a function's results, and the names met on the way."""
     found: set[str] = set()
+    names: set[str] = set()
     home = getattr(inspect.unwrap(_bare(function)), "__module__", "")
-    waiting = [function, *_within(settings)]
+    waiting = [function, *_within(settings), *_loaders(_strings(settings), names)]
     seen: set[int] = set()
     while waiting:
         item = waiting.pop()
         if id(item) in seen:
             continue
         seen.add(id(item))
-        if isinstance(item, functools.partial):
+        if wrapped := getattr(item, "__wrapped__", None):  # a cached function, say
+            waiting.append(wrapped)
+        elif isinstance(item, functools.partial):
             waiting += [item.func, *_within(item.args), *_within(item.keywords)]
             found.add(f"partial {_plain(item.args)} {_plain(item.keywords)}")
         elif isinstance(item, FunctionType | type) and _is_ours(item, home):
@@ -61,18 +110,42 @@ def code_digest(function: Any, settings: Any = None) -> str | None:
                 text, uses = _class(item) if isinstance(item, type) else _function(item)
             except OSError:
                 if item is function:
-                    return None
+                    return set(), set()
                 continue
             found.add(f"{item.__qualname__}: {text}")
+            strings = [item.__name__]
+            if isinstance(item, FunctionType) and item.__module__ == home:
+                strings += _strings(item.__code__.co_consts)
             for name, value in uses:
                 waiting += _within(value)
+                strings += _strings(value)
                 if (words := _plain(value)) is not None:
                     found.add(f"{name} = {words}")
+            waiting += _loaders(strings, names)
         elif not isinstance(item, FunctionType | type):
-            waiting.append(type(item))
-    if not found:
-        return None
-    return hashlib.sha256("\0".join(sorted(found)).encode()).hexdigest()[:16]
+            waiting += [type(item), *_loaders([getattr(item, "name", "")], names)]
+    return found, names
+
+
+def _loaders(strings: Iterable[str], names: set[str]) -> list[Any]:
+    """What loads the data sets that are named; the names are added to a set."""
+    stems = {Path(file).stem for file in _shipped()}
+    known = {string for string in strings if isinstance(string, str) and string in stems}
+    names |= known
+    module = importlib.import_module(f"{PACKAGE}.data") if known else None
+    return [getattr(module, name) for name in sorted(known) if hasattr(module, name)]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The strings in plain values and containers."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in [*value.keys(), *value.values()]:
+            yield from _strings(inner)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for inner in value:
+            yield from _strings(inner)
 
 
 def _bare(function: Any) -> Any:
@@ -137,6 +210,7 @@ def _function(item: FunctionType) -> tuple[str, list[tuple[str, Any]]]:
                 lines[line - 1] = lines[line - 1][:start]
         text = " ".join(lines)
     scope = {**item.__globals__, **inspect.getclosurevars(item).nonlocals}
+    scope = {name: value for name, value in scope.items() if not name.startswith("__")}
     uses = [("defaults", item.__defaults__), ("defaults", item.__kwdefaults__)]
     uses += [(name, scope[name]) for name in sorted(_names(item.__code__)) if name in scope]
     for node in ast.walk(tree):

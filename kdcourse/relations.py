@@ -259,7 +259,7 @@ def correlation_congruence_loss(
         ValueError: for unequal batches, a batch below 2, `gamma <= 0` or `order < 1`.
 
     Reference:
-        Peng, Jin, Liu, Li, Wu, Liu, Zhang and Zhou (2019), "Correlation Congruence for Knowledge
+        Peng et al. (2019), "Correlation Congruence for Knowledge
         Distillation", arXiv:1904.01802.
 
     Example:
@@ -338,7 +338,7 @@ class CRDLoss(nn.Module):
 
     `u` and `v` are student and teacher features after a two-layer head each, divided by their
     norm; `m` are the rows of the queue, teacher embeddings of earlier batches. The objective is the
-    paper's idea with the queue of momentum contrast; `InstanceCRDLoss` is the paper's own.
+    paper's idea with the queue of momentum contrast; `InstanceCRDLoss` has the paper's own banks.
 
     Args:
         student_dim: width of the student's features.
@@ -435,8 +435,12 @@ class InstanceCRDLoss(nn.Module):
     `u` and `v` are student and teacher features after a linear head each, divided by their norm.
     The banks `m` hold one unit vector for each of the N examples on each side, moving averages of
     past `u` and `v`: the student is compared with the teacher's bank and the teacher with the
-    student's. :math:`n_{ik}` are drawn uniformly from the other examples. Z makes the first
-    training batch's scores :math:`e^{u^\top m / T}` average to :math:`Z / N` and stays.
+    student's. Z makes the first training batch's scores :math:`e^{u^\top m / T}` average to
+    :math:`Z / N` and stays.
+
+    The negatives :math:`n_{ik}` are drawn uniformly from all other examples, so with C equally
+    frequent classes about one in C is of the example's own class. The authors' code
+    (`dataset/cifar100.py` in HobbitLong/RepDistiller) draws them from the other classes only.
 
     Scores with the whole bank are one matrix product, from which the negatives are picked: picking
     their vectors first would copy `B · K · feature_dim` numbers on each side.

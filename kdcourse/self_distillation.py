@@ -1,10 +1,10 @@
 """Self-distillation: a network, or a copy of it, is its own teacher.
 
-Chapter: "Self-distillation". Three different things go by this name: the deepest classifier teaches
-the exits before it (`SelfDistillation`), a trained network teaches an untrained copy of itself
-(`BornAgainNetworks`), and one view of an image teaches another (`view_consistency_loss`). Beside
-them stand the controls that tell whether a gain is more than regularisation, and the measures of
-calibration.
+Chapter: "Self-distillation". Several different things go by this name; three of them are here: the
+deepest classifier teaches the exits before it (`SelfDistillation`), a trained network teaches an
+untrained copy of itself (`BornAgainNetworks`), and one view of an image teaches another
+(`view_consistency_loss`). Beside them stand the controls that tell whether a gain is more than
+regularisation, and the measures of calibration.
 """
 
 import math
@@ -43,7 +43,8 @@ class SelfDistillation(nn.Module):
 
     Feature maps are averaged over space before every classifier. The exit after the last stage and
     the final classifier read the same features, so that exit saves no computation; it is there
-    because the loss treats all exits alike.
+    because the loss treats all exits alike. (The paper's network differs: its deepest classifier is
+    the final one, with no exit beside it, and its earlier exits first have layers of their own.)
 
     Args:
         backbone: the stages in order, convolutional or not: an `nn.Sequential`, or any sequence.
@@ -310,6 +311,11 @@ class BeYourOwnTeacher(nn.Module):
     map, and the last stage's; the last exit reads those itself and needs none. The paper states
     the squared distance; the authors' code adds un-squared distances over the whole batch, so its λ
     is not comparable.
+
+    The network is not quite the paper's. `SelfDistillation` has an exit after the last stage too,
+    beside the final classifier, so the sum has one more divergence and one more cross-entropy than
+    the paper's, and both train the last stage. And its exits are linear, where the paper's have
+    bottleneck layers of their own.
 
     Args:
         hidden_dims: those of the `SelfDistillation` network.
@@ -668,9 +674,13 @@ def virtual_teacher_loss(
     .. math:: T^2\, \mathrm{KL}\big(q_T \,\|\, \mathrm{softmax}(z / T)\big), \quad
         q(y) = a, \; q(c \ne y) = \frac{1 - a}{C - 1}
 
-    :math:`q_T` is :math:`q` softened: :math:`\mathrm{softmax}(\log(q) / T)`. (The authors' code
-    takes the softmax of :math:`q / T` instead, the probabilities as if they were logits, which is
-    nearly uniform whatever a is.)
+    :math:`q_T` is :math:`q` softened: :math:`\mathrm{softmax}(\log(q) / T)`.
+
+    This is our reading of the method, not the authors' loss. Their code (`my_loss_function.py` in
+    yuanli2333/Teacher-free-Knowledge-Distillation) takes the softmax of :math:`q / T`, the
+    probabilities as if they were logits, which is nearly uniform whatever a is; it does not soften
+    the student; and it has a factor of its own, chosen for each network, in place of T², beside
+    α = 0.1. What this function gains or does not gain says little about theirs.
 
     Args:
         student_logits: `[..., C]`, C >= 2.

@@ -56,7 +56,7 @@ def test_student_sizes_are_what_they_are_called() -> None:
 
 
 class TestJudge:
-    """Five seeds; the interval is the mean ± 1.39 times the step between neighbours."""
+    """Five seeds; the interval is the mean ± 1.96 times the step between neighbours."""
 
     @staticmethod
     def verdict(*means: float, step: float = 1.0) -> str:
@@ -72,12 +72,13 @@ class TestJudge:
         ("means", "step", "expected"),
         [
             ((3.0, 2.5), 1.0, "holds here"),
+            ((3.0, 2.0, 2.5), 1.2, "holds here"),  # one is clear, the others are open
             ((3.0, 0.0), 1.0, "depends"),
             ((3.0, -5.0), 1.0, "depends"),
             ((-5.0,), 1.0, "does not hold here"),
-            ((0.0,), 0.3, "does not hold here"),
-            ((0.0, 0.5), 1.0, "open"),
-            ((0.0, -5.0), 1.0, "does not hold here"),
+            ((0.0,), 1.0, "does not hold here"),  # no more than 1.4 either way
+            ((0.0, 0.5), 2.0, "open"),
+            ((0.0, -5.0), 2.0, "does not hold here"),
             ((0.8,), 0.3, "holds here"),
         ],
     )

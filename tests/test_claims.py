@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
+from kdcourse import claims
 from kdcourse.claims import RECORD, ClaimError, claim, interval
 
 finite = st.floats(-1e6, 1e6)
@@ -40,6 +41,10 @@ NOISY = [-8.0, 9.0, 12.0, -6.0, 13.0]
 
 
 class TestClaim:
+    @pytest.fixture(autouse=True)
+    def stops(self, monkeypatch) -> None:
+        monkeypatch.setenv("KDCOURSE_CLAIMS", "stop")
+
     @pytest.mark.parametrize("bound", [{"at_least": 9}, {"at_most": 11}, {"within": 11}])
     def test_holds(self, bound: dict, capsys) -> None:
         effect = claim("It works.", STRONG, **bound)
@@ -50,7 +55,7 @@ class TestClaim:
 
     @pytest.mark.parametrize("bound", [{"at_least": 9.5}, {"at_most": 10.5}, {"within": 10.5}])
     def test_the_whole_interval_counts(self, bound: dict) -> None:
-        with pytest.raises(ClaimError, match="no longer true: It works"):
+        with pytest.raises(ClaimError, match="Not reproduced on this machine: It works"):
             claim("It works.", STRONG, **bound)
 
     @pytest.mark.parametrize("bound", [{"at_least": 0}, {"at_most": 0}, {"within": 5}])
@@ -81,10 +86,28 @@ class TestClaim:
         with pytest.raises(ValueError, match="give it the differences"):
             claim("It works.", interval(STRONG), at_least=1)
 
-    def test_a_failure_is_only_told_where_that_is_asked_for(self, monkeypatch, capsys) -> None:
-        monkeypatch.setenv("KDCOURSE_CLAIMS", "tell")
+    @pytest.mark.parametrize("switch", [None, "tell"])
+    def test_a_learner_is_told_and_goes_on(self, switch, monkeypatch, capsys) -> None:
+        if switch is None:
+            monkeypatch.delenv("KDCOURSE_CLAIMS")
+        else:
+            monkeypatch.setenv("KDCOURSE_CLAIMS", switch)
+        effect = claim("It works.", STRONG, at_least=9.5)
+        assert effect.mean == 10
+        printed = capsys.readouterr().out
+        assert printed.startswith("Not reproduced on this machine: It works.\n  effect +10.0")
+
+    def test_beside_what_the_book_found(self, tmp_path, monkeypatch, capsys) -> None:
+        monkeypatch.delenv("KDCOURSE_CLAIMS")
+        book = {"mean": 11.0, "low": 10.0, "high": 12.0, "n": 20, "holds": True}
+        ledger = tmp_path / "ledger.json"
+        ledger.write_text(json.dumps([{"sentence": "It works.", "sets": {"0": book}}]))
+        monkeypatch.setattr(claims, "LEDGER", ledger)
         claim("It works.", STRONG, at_least=9.5)
-        assert capsys.readouterr().out.startswith("no longer true: It works.\n  effect +10.0")
+        assert capsys.readouterr().out.endswith("; in the book +11.0 [+10.0, +12.0] over 20\n")
+        claim("It works.", STRONG, at_least=9)
+        claim("Something else works.", STRONG, at_least=9.5)
+        assert "in the book" not in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("values", "bound", "holds"),

@@ -2,6 +2,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import joblib
 import pandas as pd
@@ -14,17 +15,20 @@ from torch.utils.data import TensorDataset
 from kdcourse import experiments
 from kdcourse.claims import ClaimError
 from kdcourse.experiments import (
+    answered,
     confirm,
     cost,
     paired,
+    read_study,
     run,
+    spot_check,
     step_cost,
     study,
     summarize,
     train,
 )
-from kdcourse.models import ConvNet
-from kdcourse.training import SupervisedObjective
+from kdcourse.models import ConvNet, load_teacher
+from kdcourse.training import SupervisedObjective, predict
 
 SETTINGS = {"small": {"width": 2}, "large": {"width": 5}}
 
@@ -190,15 +194,102 @@ class TestStudy:
 class TestConfirm:
     stored = pd.DataFrame({"configuration": "a", "seed": range(5), "y": [1.0, 2, 3, 4, 5]})
 
-    def test_outside_fails_with_names_and_numbers(self, capsys) -> None:
-        confirm(self.stored, self.stored.assign(y=self.stored["y"] - 1.9), "y")
-        assert "inside" in capsys.readouterr().out
-        with pytest.raises(ClaimError, match=r"a: run again 5.1, outside the study's 3.0 \[1.0, 5"):
-            confirm(self.stored, self.stored.assign(y=self.stored["y"] + 2.1), "y")
+    @pytest.fixture(autouse=True)
+    def stops(self, monkeypatch) -> None:
+        monkeypatch.setenv("KDCOURSE_CLAIMS", "stop")
 
-    def test_two_seeds_judge_nothing(self, capsys) -> None:
-        confirm(self.stored, self.stored.assign(y=99.0).head(2), "y")
-        assert "too few seeds to judge against" in capsys.readouterr().out
+    def moved(self, by: list[float]) -> pd.DataFrame:
+        return self.stored.head(len(by)).assign(y=self.stored["y"].head(len(by)) + by)
+
+    def test_the_same_again_is_confirmed(self, capsys) -> None:
+        confirm(self.stored, self.moved([1.0, -2.9, 1.0, -1.0, 1.0]), "y")
+        assert "a: 5 runs again, as stored: they differ by -0.2" in capsys.readouterr().out
+
+    def test_the_mean_of_five_must_stay(self) -> None:
+        with pytest.raises(ClaimError, match=r"NOT as stored.*by \+1.6 on average"):
+            confirm(self.stored, self.moved([1.6] * 5), "y")
+        confirm(self.stored, self.moved([1.6] * 5), "y", mean=2.0)
+
+    def test_every_single_run_must_stay(self) -> None:
+        with pytest.raises(ClaimError, match=r"by -0.0 on average, by 3.1 at most"):
+            confirm(self.stored, self.moved([3.1, -3.1, 0, 0, 0]), "y")
+        confirm(self.stored, self.moved([3.1, -3.1, 0, 0, 0]), "y", each=4.0)
+
+    def test_the_mean_of_a_few_runs_judges_nothing(self, capsys) -> None:
+        confirm(self.stored, self.moved([2.9]), "y")
+        assert "one run again, as stored" in capsys.readouterr().out
+
+    def test_runs_of_several_rows_are_compared_by_their_means(self, capsys) -> None:
+        stages = pd.concat([self.stored, self.stored.assign(y=self.stored["y"] + 10)])
+        confirm(stages, stages, "y")
+        assert "5 runs again, as stored: they differ by +0.0" in capsys.readouterr().out
+
+    def test_a_run_that_the_study_lacks(self) -> None:
+        other = self.stored.assign(seed=self.stored["seed"] + 4)
+        with pytest.raises(ValueError, match=r"these are not in it: \[\('a', 5\)"):
+            confirm(self.stored, other, "y")
+
+
+class TestSpotCheck:
+    points: ClassVar[dict] = {"a": {"width": 2}, "b": {"width": 3}, "c": {"width": 5}}
+
+    def test_runs_one_run_again(self, capsys) -> None:
+        stored = run(draw, self.points, 5, jobs=1)
+        spot_check(stored, draw, self.points, "value", turn=7)
+        assert capsys.readouterr().out.count("one run again, as stored") == 1
+
+    def test_sees_that_the_code_is_another(self, monkeypatch) -> None:
+        monkeypatch.setenv("KDCOURSE_CLAIMS", "stop")
+        stored = run(draw, self.points, 5, jobs=1).assign(value=9.0)
+        with pytest.raises(ClaimError, match="one run again, NOT as stored"):
+            spot_check(stored, draw, self.points, "value")
+
+    @pytest.mark.parametrize("seeds", [1, 2, 4, 5, 20])
+    def test_comes_to_every_run_in_turn(self, seeds) -> None:
+        seen = []
+
+        def note(seed: int, width: int) -> dict:
+            seen.append((seed, width))
+            return {"value": 0.0}
+
+        stored = run(draw, self.points, seeds, jobs=1).assign(value=0.0)
+        for day in range(3 * seeds):
+            spot_check(stored, note, self.points, "value", turn=740_000 + day)
+        assert len(set(seen)) == 3 * seeds
+
+
+def test_a_study_can_be_read_without_what_made_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(experiments, "STUDIES", tmp_path)
+    made = study("sums", draw, SETTINGS, 2, repeat=True, jobs=1)
+    table, about = read_study("sums")
+    pd.testing.assert_frame_equal(table, made.table)
+    assert about["settings"] == SETTINGS
+    with pytest.raises(ValueError, match="no study 'differences'"):
+        read_study("differences")
+
+
+def test_a_study_tells_when_a_file_it_was_made_with_is_another(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    made = study(tmp_path / "s.json", read_digits, {"a": {}}, 1, repeat=True, jobs=1)
+    assert list(made.about["files"]) == ["weights/digits.safetensors"]
+    study(tmp_path / "s.json", read_digits, {"a": {}}, 1)
+    assert capsys.readouterr().out == ""
+    text = (tmp_path / "s.json").read_text()
+    text = text.replace(made.about["files"]["weights/digits.safetensors"], "0" * 16)
+    (tmp_path / "s.json").write_text(text)
+    study(tmp_path / "s.json", read_digits, {"a": {}}, 1)
+    assert "made with other files than these: weights/digits.safetensors" in capsys.readouterr().out
+
+
+def read_digits(seed: int) -> dict:
+    return {"value": len(answered("digits")[1])}
+
+
+def test_answers_are_those_of_the_shipped_teacher() -> None:
+    images, scans = answered("digits", "validation")
+    torch.testing.assert_close(scans.tensors[2], predict(load_teacher("digits"), images.validation))
+    assert answered("digits", "validation")[1] is scans
 
 
 def table() -> pd.DataFrame:

@@ -34,7 +34,7 @@ from kdcourse.models import (
 from kdcourse.training import evaluate
 from kdcourse.weights import __main__ as weights
 
-CLASSIFIERS = ["digits", "textured_shapes", "glyphs"]
+CLASSIFIERS = ["digits", "mnist", "textured_shapes", "glyphs"]
 TEACHERS = [*CLASSIFIERS, "digit_scenes"]
 
 

@@ -70,6 +70,21 @@ def test_style_does_not_leak() -> None:
     assert dict(matplotlib.rcParams) == before
 
 
+def test_a_search_shows_every_mean_and_frames_the_best(shown) -> None:
+    table = pd.DataFrame(
+        {
+            "lr": [0.1, 0.1, 0.2, 0.2, 0.1, 0.2],
+            "decay": [1.0, 1.0, 1.0, 1.0, 3.0, 3.0],
+            "y": [10.0, 20.0, 60.0, 70.0, 40.0, 30.0],
+        }
+    )
+    with plotting.figure("search") as axes:
+        plotting.plot_search(axes, table, "lr", "decay", "y", low=10, high=70)
+        assert [text.get_text() for text in axes.texts] == ["15", "65", "40", "30"]
+        assert [text.get_color() for text in axes.texts] == ["white", "black", "black", "white"]
+        assert axes.patches[0].get_xy() == (1, 0)
+
+
 def test_means_show_every_seed(shown) -> None:
     table = pd.DataFrame({"configuration": ["a"] * 5 + ["b"], "y": [1.0, 2, 3, 4, 5, 9]})
     with plotting.figure("means") as axes:

@@ -1,16 +1,19 @@
+import hashlib
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from kdcourse import provenance
+from kdcourse.answers import answered
+from kdcourse.data import ImageData, digits
 from kdcourse.experiments import train
-from kdcourse.provenance import code_digest, machine
+from kdcourse.provenance import code_digest, file_digest, files_behind, machine
 
 NOTEBOOK = """
     from kdcourse.experiments import train
@@ -127,6 +130,51 @@ def test_the_package_is_followed_and_everybody_else_is_not(digest_of, monkeypatc
     monkeypatch.setattr(provenance, "source_text", other)
     assert code_digest(train) != alone  # `fit` is another one now
     assert digest_of() != before
+
+
+IMAGES = digits()
+
+
+@lru_cache
+def some_images() -> ImageData:
+    return IMAGES
+
+
+def of_a_data_set(seed: int) -> dict:
+    return {"y": len(some_images().test)}
+
+
+def by_name(seed: int) -> dict:
+    return {"y": len(answered("glyphs")[1])}
+
+
+def by_argument(seed: int, images: str = "textured_shapes") -> dict:
+    return {"y": len(answered(images)[1])}
+
+
+def test_files_behind_data_sets_and_their_names() -> None:
+    assert list(files_behind(of_a_data_set)) == ["weights/digits.safetensors"]
+    assert list(files_behind(by_name)) == ["weights/glyphs.safetensors"]
+    shapes = ["weights/textured_shapes.safetensors"]
+    assert list(files_behind(by_argument)) == shapes
+    both = files_behind(by_argument, {"a": {"images": "mnist"}})
+    assert list(both) == ["pictures/mnist.npz", "weights/mnist.safetensors", *shapes]
+    content = (Path(provenance.__file__).parent / "weights" / "mnist.safetensors").read_bytes()
+    assert both["weights/mnist.safetensors"] == hashlib.sha256(content).hexdigest()[:16]
+    assert file_digest("weights/mnist.safetensors") == both["weights/mnist.safetensors"]
+    assert file_digest("weights/unheard_of.safetensors") is None
+
+
+@pytest.mark.parametrize("function", [of_a_data_set, by_name])
+def test_what_draws_the_pictures_counts(function, monkeypatch) -> None:
+    text, before = provenance.source_text, code_digest(function)
+
+    def other(item, **options):
+        found = text(item, **options)
+        return found + "\nchanged = 1" if item.__name__ in ("digits", "glyphs") else found
+
+    monkeypatch.setattr(provenance, "source_text", other)
+    assert code_digest(function) != before
 
 
 def test_partial_arguments_count() -> None:

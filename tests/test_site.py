@@ -16,10 +16,12 @@ import pandas as pd
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
+from ledger import built
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from programs import launch_chromium
 
-from kdcourse.best_practices import BEST_PRACTICES, judge
+from kdcourse.best_practices import BEST_PRACTICES, judge, speaks
+from kdcourse.claims import LEDGER
 from kdcourse.experiments import STUDIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -321,7 +323,10 @@ def test_verdicts_on_the_page_are_those_of_the_stored_study(site: Path, browser:
     expected = {}
     for rule in BEST_PRACTICES:
         verdict, effects = judge(rule, table)
-        expected[rule.name] = [rule.advice, verdict, "\n".join(map(str, effects))]
+        said = [speaks(effect) for effect in effects]
+        count = f"{said.count('for')} of {len(said)}"
+        count += f", {said.count('against')} against" * ("against" in said)
+        expected[rule.name] = [rule.advice, verdict, count, "\n".join(map(str, effects))]
     address = (site / "book/best_practices.html").as_uri()
     opened = open_page(browser, address, "book/best_practices")
     lines = opened.page.locator("table.verdicts tbody tr").all()
@@ -419,3 +424,15 @@ def test_links_point_at_places_that_exist(site: Path) -> None:
             if target in places and place not in places[target]:
                 broken.append(f"{file.name}: {link}")
     assert not broken
+
+
+def test_the_ledger_is_of_this_book(site: Path) -> None:
+    """Every claim that the pages print, in order; the numbers differ a little between machines."""
+    known = json.loads(LEDGER.read_text(encoding="utf-8"))
+    words = [
+        [(e["page"], e["sentence"], e["needs"]) for e in claims] for claims in (built(), known)
+    ]
+    assert words[0] == words[1], "another claim in the book than in the ledger: make ledger"
+    for entry, other in zip(built(), known, strict=True):
+        new, old = entry["sets"]["0"], other["sets"]["0"]
+        assert abs(new["mean"] - old["mean"]) <= 0.5 * (old["high"] - old["low"]) + 0.5, entry

@@ -182,3 +182,17 @@ def test_a_column_that_only_one_side_has_does_not_matter(tmp_path) -> None:
     found = studies.moved(tmp_path / "old.json", tmp_path / "new.json")
     assert (found["moved"], found["of"]) == (0, 1)
     assert isinstance(pd.DataFrame([found]), pd.DataFrame)
+
+
+def test_a_search_is_made_once_for_all_sets_of_seeds(tmp_path: Path) -> None:
+    made = tmp_path / "seeds-0"
+    made.mkdir()
+    (made / "recipes.json").write_text(json.dumps({"seeds": list(verify.SEARCH_SEEDS)}))
+    (made / "report.json").write_text(json.dumps({"seeds": [0, 1, 2, 3, 4]}))
+    verify.share_searches(tmp_path, 200)
+    assert [path.name for path in (tmp_path / "seeds-200").iterdir()] == ["recipes.json"]
+
+
+def test_no_set_of_seeds_meets_those_for_choosing() -> None:
+    reported = {first + i for first in verify.SEEDS for i in range(20)}
+    assert not reported & {*verify.SEARCH_SEEDS}

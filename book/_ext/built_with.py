@@ -1,11 +1,14 @@
 """Sphinx extension: what this build of the book ran on, for the page on reproducibility.
 
 Gives the text the substitutions ``{{ python }}``, ``{{ torch }}``, ``{{ numpy }}``,
-``{{ scikit_learn }}``, ``{{ kdcourse }}``, ``{{ system }}`` and ``{{ processor }}``.
+``{{ scikit_learn }}``, ``{{ kdcourse }}``, ``{{ system }}`` and ``{{ processor }}``;
+``{{ studies }}``,
+a table of the stored studies; and ``{{ claims }}``, their number in the ledger, in tens.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from importlib.metadata import version
@@ -13,6 +16,10 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 from sphinx.config import Config
+
+import kdcourse
+
+PACKAGE = Path(kdcourse.__file__).parent
 
 
 def processor() -> str:
@@ -28,6 +35,25 @@ def processor() -> str:
     return f"{name}, {cores} cores"
 
 
+def studies() -> str:
+    """The stored studies as a table."""
+    rows = ["| study | runs | seeds | date | PyTorch |", "|---|---|---|---|---|"]
+    for path in sorted(PACKAGE.glob("studies/*.json")):
+        about = json.loads(path.read_text(encoding="utf-8"))
+        first, last = about["seeds"][0], about["seeds"][-1]
+        runs = len({(row["configuration"], row["seed"]) for row in about["rows"]})
+        rows.append(
+            f"| {path.stem} | {runs:,} | {first} to {last} | {about['date']} | "
+            f"{about['versions']['torch']} |"
+        )
+    return "\n".join(rows)
+
+
+def claims() -> int:
+    """How many claims the ledger holds, rounded to tens."""
+    return round(len(json.loads((PACKAGE / "ledger.json").read_text(encoding="utf-8"))), -1)
+
+
 def add_facts(app: Sphinx, config: Config) -> None:
     """Make the facts available to every page."""
     config.myst_substitutions = {
@@ -39,6 +65,8 @@ def add_facts(app: Sphinx, config: Config) -> None:
         "kdcourse": version("kdcourse"),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor(),
+        "studies": studies(),
+        "claims": claims(),
     }
 
 

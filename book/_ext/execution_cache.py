@@ -47,7 +47,14 @@ from sphinx.util import logging
 PACKAGE = "kdcourse"
 ANYTHING = f"{PACKAGE}.*"  # stands for an import of who knows what
 # Functions that read one file of the package, by name.
-LOADERS = {"study": "studies/{}.json", "load_teacher": "weights/{}.safetensors"}
+LOADERS = {
+    "study": "studies/{}.json",
+    "read_study": "studies/{}.json",
+    "load_teacher": "weights/{}.safetensors",
+    "answered": "weights/{}.safetensors",
+}
+# Files that decide no output: the ledger is read when a claim fails, for the book's own number.
+NOT_READ = {"ledger.json"}
 LOGGER = logging.getLogger(__name__)
 
 
@@ -223,6 +230,8 @@ def data(pieces: Iterable[Piece], package: Path) -> Iterator[Path]:
         if path.suffix == ".py" or path.parent.name == "__pycache__" or not path.is_file():
             continue
         name = path.relative_to(package).as_posix()
+        if name in NOT_READ:
+            continue
         if any(fnmatch(name, pattern.format("*")) for pattern in LOADERS.values()):
             counts = any(fnmatch(name, pattern) for pattern in loads)
         else:

@@ -21,6 +21,7 @@ from kdcourse.training import SupervisedObjective, evaluate
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"seed": 0, "epochs": 30, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.3},
+    "mnist": {"seed": 0, "epochs": 10, "batch_size": 64, "lr": 1e-2, "weight_decay": 0.3},
     "textured_shapes": {"seed": 0, "epochs": 10, "batch_size": 64, "lr": 1e-2, "weight_decay": 0.3},
     "glyphs": {"seed": 0, "epochs": 10, "batch_size": 64, "lr": 1e-2, "weight_decay": 0.3},
     "digit_scenes": {"seed": 0, "epochs": 30, "batch_size": 32, "lr": 5e-3, "weight_decay": 0.3},

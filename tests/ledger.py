@@ -1,0 +1,73 @@
+"""The ledger of claims: what the built book says, sentence by sentence, and the long check.
+
+`make ledger` reads the notebooks that `make book` has executed and writes `kdcourse/ledger.json`.
+What `make verify` found on other sets of seeds stays, as long as sentence and bound do.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from verify import claims_of, ledger
+
+from kdcourse.claims import LEDGER
+
+ROOT = Path(__file__).resolve().parents[1]
+EXECUTED = ROOT / "_build" / "jupyter_execute" / "book"
+
+
+def built(folder: Path = EXECUTED) -> list[dict[str, Any]]:
+    """The claims of the book as it was last built, with their numbers on its own seeds."""
+    pages = {
+        (path.stem, 0): list(claims_of(nbformat.read(path, as_version=4)))
+        for path in sorted(folder.rglob("*.ipynb"))
+    }
+    return ledger(pages)
+
+
+def merged(
+    claims: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Claims with the further sets of seeds that others know of the same sentence and bound."""
+    known: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for entry in others:
+        known.setdefault(_key(entry), []).append(entry["sets"])
+    result = []
+    for entry in claims:
+        same = known.get(_key(entry), [])
+        result.append({**entry, "sets": {**(same.pop(0) if same else {}), **entry["sets"]}})
+    return result
+
+
+def _key(entry: dict[str, Any]) -> tuple[str, str, str]:
+    return entry["page"], entry["sentence"], entry["needs"]
+
+
+def write(claims: list[dict[str, Any]], path: Path = LEDGER) -> None:
+    """The ledger, numbers rounded to three places."""
+    for entry in claims:
+        entry["sets"] = {
+            first: {k: round(v, 3) if isinstance(v, float) else v for k, v in numbers.items()}
+            for first, numbers in entry["sets"].items()
+        }
+    path.write_text(json.dumps(claims, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Write the ledger anew from the built book and the files that are named."""
+    others = [LEDGER, *map(Path, sys.argv[1:])]
+    known = [e for path in others if path.exists() for e in json.loads(path.read_text("utf-8"))]
+    claims = merged(built(), known)
+    write(claims)
+    sets = sorted({first for entry in claims for first in entry["sets"]}, key=int)
+    print(f"{len(claims)} claims, on the seeds from {', '.join(sets)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

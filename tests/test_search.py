@@ -1,0 +1,63 @@
+import pandas as pd
+import pytest
+
+from kdcourse.search import SEEDS, choose, grid, recipes
+
+AXES = {"lr": [0.1, 0.2, 0.4], "weight": [1.0, 10.0, 100.0]}
+SIDES = {"labels, many": {"size": 9}, "soft": {}}
+
+
+def tried(best: dict[str, tuple[float, float]]) -> tuple[pd.DataFrame, dict]:
+    """A table in which each side has one best combination, on two seeds."""
+    points = grid(SIDES, AXES)
+    rows = []
+    for name, settings in points.items():
+        side = "labels, many" if name.startswith("labels, many") else "soft"
+        top = (settings["lr"], settings["weight"]) == best[side]
+        rows += [
+            {"configuration": name, "seed": s, "validation": 10.0 * top + s} for s in SEEDS[:2]
+        ]
+    return pd.DataFrame(rows), points
+
+
+def test_every_side_meets_every_combination() -> None:
+    points = grid(SIDES, AXES)
+    assert len(points) == 18
+    assert points["labels, many, lr 0.2, weight 100"] == {"size": 9, "lr": 0.2, "weight": 100.0}
+
+
+def test_recipes_leave_out_what_forgets_faster_than_it_learns() -> None:
+    pairs = {(s["lr"], s["weight_decay"]) for s in recipes({"labels": {}}).values()}
+    assert len(pairs) == 29
+    assert {(0.01, 3.0), (0.1, 1.0), (1.0, 0.1)} < pairs
+    assert not {(0.1, 3.0), (0.3, 1.0), (1.0, 0.3)} & pairs
+
+
+def test_each_side_gets_its_own_best() -> None:
+    best = {"labels, many": (0.2, 10.0), "soft": (0.2, 10.0)}
+    found = choose(*tried(best), axes=AXES)
+    assert found == {side: {"lr": 0.2, "weight": 10.0} for side in SIDES}
+
+
+@pytest.mark.parametrize("at", [(0.1, 10.0), (0.4, 10.0), (0.2, 1.0), (0.2, 100.0)])
+def test_a_best_value_at_the_edge_is_no_best_value(at) -> None:
+    best = {"labels, many": (0.2, 10.0), "soft": at}
+    with pytest.raises(ValueError, match=r"soft: the best (lr|weight) must lie inside"):
+        choose(*tried(best), axes=AXES)
+
+
+def test_nothing_lies_beyond_zero() -> None:
+    points = grid({"labels": {}}, {"smoothing": [0.0, 0.1, 0.2]})
+    table = pd.DataFrame({"configuration": list(points), "validation": [3.0, 2.0, 1.0]})
+    assert choose(table, points, axes=["smoothing"]) == {"labels": {"smoothing": 0.0}}
+
+
+def test_unequal_effort_is_refused() -> None:
+    table, points = tried({"labels, many": (0.2, 10.0), "soft": (0.2, 10.0)})
+    fewer = {name: points[name] for name in list(points)[:-1]}
+    with pytest.raises(ValueError, match=r"same number of trials, got .*'soft': 8"):
+        choose(table, fewer, axes=AXES)
+
+
+def test_seeds_for_choosing_are_not_those_of_the_pages() -> None:
+    assert not set(SEEDS) & {*range(20), *range(200, 220), *range(400, 420)}
