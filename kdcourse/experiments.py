@@ -9,7 +9,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,11 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import TensorDataset
 
-from . import data
 from ._checks import require
 from .claims import FEWEST_SEEDS, interval, pronounce
-from .data import ImageData, TensorLoader
-from .models import load_teacher
+from .data import TensorLoader
 from .provenance import code_digest, file_digest, files_behind, machine
 from .training import fit, predict
 
@@ -82,30 +79,6 @@ def train(
         seed=seed,
         progress=False,
     )
-
-
-@lru_cache(maxsize=8)
-def answered(name: str, part: str = "train") -> tuple[ImageData, TensorDataset]:
-    """A data set, and one of its parts with the shipped teacher's logits; kept in the process.
-
-    Runs in other processes call this in place of carrying the images along.
-
-    Args:
-        name: of a loader of images with a shipped teacher: "mnist", "textured_shapes", "glyphs" or
-            "digits".
-        part: "train", "validation", "test" or "unlabelled".
-
-    Returns:
-        The data set, and `(inputs, labels, logits [N, C])` of the part.
-
-    Example:
-        >>> images, scans = answered("digits")
-        >>> [list(tensor.shape) for tensor in scans.tensors]
-        [[1097, 1, 8, 8], [1097], [1097, 10]]
-    """
-    images: ImageData = getattr(data, name)()
-    chosen: TensorDataset = getattr(images, part)
-    return images, TensorDataset(*chosen.tensors, predict(load_teacher(name), chosen))
 
 
 def multiply_adds(call: Callable[[], object]) -> float:
@@ -567,7 +540,7 @@ def confirm(
         words = "as stored" if fine else "NOT as stored"
         pronounce(
             f"{name}: {runs} again, {words}: they differ by {average:+.1f} on average, "
-            f"by {largest:.1f} at most",
+            f"by {largest:.1f} at most".replace("-0.0", "+0.0"),
             bool(fine),
             {"confirmed": str(name), "average": float(average), "largest": float(largest)},
         )

@@ -243,8 +243,10 @@ def plot_search(
                 color="white" if dark else "black",
             )
     best = divmod(int(means.fillna(low).to_numpy().argmax()), means.shape[1])
-    frame = {"fill": False, "ec": COLOURS["distilled"], "lw": 3, "clip_on": False, "zorder": 4}
-    axes.add_patch(Rectangle((best[1], best[0]), 1, 1, **frame))
+    frame = Rectangle(
+        (best[1], best[0]), 1, 1, fill=False, ec=COLOURS["distilled"], lw=3, clip_on=False, zorder=4
+    )
+    axes.add_patch(frame)
     axes.set_xticks([i + 0.5 for i in range(means.shape[1])], [f"{v:g}" for v in means.columns])
     axes.set_yticks([i + 0.5 for i in range(means.shape[0])], [f"{v:g}" for v in means.index])
     axes.tick_params(length=0)
