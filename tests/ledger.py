@@ -12,20 +12,23 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import nbformat
+from jupyter_cache import get_cache
 from verify import claims_of, ledger
 
 from kdcourse.claims import LEDGER
 
 ROOT = Path(__file__).resolve().parents[1]
-EXECUTED = ROOT / "_build" / "jupyter_execute" / "book"
+EXECUTED = ROOT / "_build" / ".jupyter_cache"
 
 
 def built(folder: Path = EXECUTED) -> list[dict[str, Any]]:
     """The claims of the book as it was last built, with their numbers on its own seeds."""
+    cache = get_cache(folder)
+    last = {}  # of each page, the record that the last build used
+    for record in sorted(cache.list_cache_records(), key=lambda record: record.accessed):
+        last[Path(record.uri).stem] = record.pk
     pages = {
-        (path.stem, 0): list(claims_of(nbformat.read(path, as_version=4)))
-        for path in sorted(folder.rglob("*.ipynb"))
+        (page, 0): list(claims_of(cache.get_cache_bundle(last[page]).nb)) for page in sorted(last)
     }
     return ledger(pages)
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import nbformat
+from jupyter_cache import get_cache
 from ledger import built, merged, write
 
 from kdcourse.claims import LEDGER, RECORD
@@ -22,12 +23,17 @@ RECORDED = {
 
 
 def book(folder: Path, **changed: object) -> Path:
-    output = nbformat.v4.new_output(
-        "display_data", {"text/plain": ""}, metadata={RECORD: RECORDED | changed}
-    )
-    cell = nbformat.v4.new_code_cell("", outputs=[output])
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "page.ipynb")
-    return folder
+    """The cache of a book of one page, which was executed twice."""
+    cache = get_cache(folder / f"cache{len(list(folder.iterdir()))}")
+    page = folder / "page.ipynb"
+    for text, record in (("old", RECORDED | {"sentence": "It worked."}), ("", RECORDED | changed)):
+        output = nbformat.v4.new_output(
+            "display_data", {"text/plain": ""}, metadata={RECORD: record}
+        )
+        cell = nbformat.v4.new_code_cell(text, outputs=[output], execution_count=1)
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), page)
+        cache.cache_notebook_file(page, overwrite=False, check_validity=False)
+    return Path(cache.path)
 
 
 def test_a_built_page_gives_its_claims(tmp_path: Path) -> None:

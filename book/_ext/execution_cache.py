@@ -51,7 +51,6 @@ LOADERS = {
     "study": "studies/{}.json",
     "read_study": "studies/{}.json",
     "load_teacher": "weights/{}.safetensors",
-    "answered": "weights/{}.safetensors",
 }
 # Files that decide no output: the ledger is read when a claim fails, for the book's own number.
 NOT_READ = {"ledger.json"}
