@@ -138,8 +138,9 @@ def test_solutions_and_studies_are_not_in_the_copy(tmp_path):
     )
     assert "BEGIN SOLUTION\n    student = F.log_softmax" not in everything
     assert {path.name for path in (tmp_path / "kdcourse").iterdir() if path.is_dir()} <= {
-        *("grading", "weights"),
+        *("grading", "pictures", "weights"),
     }
+    assert not (tmp_path / "kdcourse" / "ledger.json").exists()
 
 
 def test_what_a_master_blocks_raises_in_any_package_even_if_it_is_imported(tmp_path, inside):

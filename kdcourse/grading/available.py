@@ -20,7 +20,7 @@ PACKAGE = "kdcourse"
 # Grading itself, and what it shares with the notebook's process; none of it knows distillation.
 ALWAYS = ("grading", "notebooks", "cli", "__init__")
 # Not for a run's eyes: masters hold the solutions.
-WITHHELD = shutil.ignore_patterns("__pycache__", "__main__.py", "masters", "studies")
+WITHHELD = shutil.ignore_patterns("__pycache__", "__main__.py", "masters", "studies", "ledger.json")
 WHY = (
     "while grading, only what the exercise's own notebook imports from kdcourse works: "
     "{} is switched off"
