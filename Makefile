@@ -42,10 +42,10 @@ unit-tests: .venv/.installed-dev ## Only the tests of the package and the grader
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/test_site.py
 
 notebook-tests: .venv/.installed-dev ## Only the notebooks, each alone, at its small values, in a host shaped like Colab
-	OMP_NUM_THREADS=1 KDCOURSE_CLAIMS=tell $(PY) tests/colab.py # a small run is not as stored
+	OMP_NUM_THREADS=1 $(PY) tests/colab.py
 
 colab: .venv/.installed-dev ## The same in a new environment, which each notebook's first cell fills from the network
-	KDCOURSE_CLAIMS=tell $(PY) tests/colab.py --whole
+	$(PY) tests/colab.py --whole
 
 site-tests: .venv/.installed-dev ## Only the built pages, in a headless browser
 	$(PYTEST) -n 3 --dist worksteal tests/test_site.py

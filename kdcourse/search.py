@@ -84,8 +84,8 @@ def choose(
 
     Raises:
         ValueError: if the sides had unequal numbers of trials, or a best value is the smallest or
-            the largest that was tried, so that a better one may lie beyond. (Nothing lies beyond a
-            0.)
+            the largest that was tried with the other best ones, so that a better one may lie
+            beyond. (Nothing lies beyond a 0.)
 
     Example:
         >>> import pandas as pd
@@ -109,10 +109,13 @@ def choose(
     for side, tried in sides.items():
         best = tried[means[list(tried)].idxmax()]
         for axis in axes:
-            values = sorted({settings[axis] for settings in tried.values()})
-            inside = len(values) == 1 or best[axis] == 0 or values[0] < best[axis] < values[-1]
+            # The values tried beside the best ones of the other axes.
+            others = {key: value for key, value in best.items() if key != axis}
+            values = sorted(s[axis] for s in tried.values() if others.items() <= s.items())
+            constant = len({settings[axis] for settings in tried.values()}) == 1
+            above_least = best[axis] == 0 or values[0] < best[axis]
             require(
-                inside,
+                constant or (above_least and best[axis] < values[-1]),
                 f"{side}: the best {axis} must lie inside the values tried, {best[axis]:g} is at "
                 f"the edge of {', '.join(f'{v:g}' for v in values)}: try further ones",
             )

@@ -193,7 +193,11 @@ def folder_for_hosts() -> Iterator[Path]:
 
 
 def add_kernel(folder: Path, name: str, python: Path, **environment: str) -> None:
-    """Make a host's interpreter known to Jupyter under this name."""
+    """Make a host's interpreter known to Jupyter under this name.
+
+    At their small values notebooks do not come out as their studies: they say so and go on.
+    """
+    environment = {"KDCOURSE_CLAIMS": "tell", **environment}
     spec = folder / "kernels" / name / "kernel.json"
     spec.parent.mkdir(parents=True)
     argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]

@@ -52,6 +52,16 @@ def test_nothing_lies_beyond_zero() -> None:
     assert choose(table, points, axes=["smoothing"]) == {"labels": {"smoothing": 0.0}}
 
 
+def test_a_corner_that_was_left_out_is_an_edge() -> None:
+    points = recipes({"labels": {}})
+    values = [
+        10.0 * ((s["lr"], s["weight_decay"]) == (0.3, 0.3)) for s in points.values()
+    ]  # both lie inside their own range, but nothing beyond was tried with the other
+    table = pd.DataFrame({"configuration": list(points), "validation": values})
+    with pytest.raises(ValueError, match=r"best lr must lie inside .* 0.3 is at the edge"):
+        choose(table, points)
+
+
 def test_unequal_effort_is_refused() -> None:
     table, points = tried({"labels, many": (0.2, 10.0), "soft": (0.2, 10.0)})
     fewer = {name: points[name] for name in list(points)[:-1]}

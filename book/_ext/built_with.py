@@ -2,8 +2,8 @@
 
 Gives the text the substitutions ``{{ python }}``, ``{{ torch }}``, ``{{ numpy }}``,
 ``{{ scikit_learn }}``, ``{{ kdcourse }}``, ``{{ system }}`` and ``{{ processor }}``;
-``{{ studies }}``,
-a table of the stored studies; and ``{{ claims }}``, their number in the ledger, in tens.
+``{{ studies }}``, a table of the stored studies; and ``{{ claims }}``, the number of claims in the
+ledger, rounded to tens.
 """
 
 from __future__ import annotations
