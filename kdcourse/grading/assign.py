@@ -11,7 +11,7 @@ from kdcourse import notebooks
 from .execute import executed_for
 from .files import write_atomic
 from .key import FORMAT, Key, declared
-from .sandbox import WARM, Limits, Sandbox
+from .sandbox import Limits, Sandbox
 from .score import score_parts
 from .selfcheck import MARKS
 from .submission import rebuild
@@ -45,10 +45,7 @@ def assign(
 
     master = notebooks.read_source(master_path, explicit_ids=True)
     name = master_path.stem
-    try:
-        key = write_key(master, name, out / "key", isolation=isolation, update=update, seeds=seeds)
-    finally:
-        WARM.close()
+    key = write_key(master, name, out / "key", isolation=isolation, update=update, seeds=seeds)
     for kind, made in {
         "student": notebooks.student_version(master),
         "solution": notebooks.solution_version(master),
@@ -104,7 +101,7 @@ def write_key(
     solved = rebuild(master, [], solved=True)
     for cell in solved.cells:  # what a probe raises is told, to the author
         cell.metadata["tags"] = [tag for tag in notebooks.tags(cell) if tag != "probe"]
-    with executed_for(key, solved, limits=limits, isolation=isolation) as run:
+    with executed_for(key, solved, limits=limits, isolation=isolation, warm=False) as run:
         if run.status != "graded" or not run.answers.is_dir():
             errors = [f"{e['cell']}: {e['name']}: {e['message']}" for e in run.errors]
             words = "\n  in the cell ".join([run.note or "no probe returned anything", *errors])

@@ -44,6 +44,7 @@ def executed_for(
     limits: sandbox.Limits,
     isolation: sandbox.Sandbox,
     alone: bool = False,
+    warm: bool = True,
 ) -> Iterator[Run]:
     """Run a notebook as an answer key says; its files are gone when the block ends.
 
@@ -53,6 +54,7 @@ def executed_for(
         limits: when to stop it.
         isolation: how to keep it apart.
         alone: nothing else of ours runs, so that memory which runs out was used up by this.
+        warm: see `sandbox.run`.
 
     Raises:
         MachineFailure: when the run was ended by what is no fault of its own.
@@ -86,10 +88,10 @@ def executed_for(
         copies = package_copies(
             packages, available=imported_names(key.master), blocked=exercise.blocked
         )
-        with sandbox.run(job, scratch, copies=copies, limits=limits, sandbox=isolation) as (
-            outcome,
-            written,
-        ):
+        started = sandbox.run(
+            job, scratch, copies=copies, limits=limits, sandbox=isolation, warm=warm
+        )
+        with started as (outcome, written):
             yield _describe(outcome, notebook, written, limits, alone)
 
 

@@ -105,6 +105,7 @@ def run(
     copies: dict[Path, Path],
     limits: Limits,
     sandbox: Sandbox,
+    warm: bool = True,
 ) -> Iterator[tuple[Outcome, Path]]:
     """Run the notebook in `job` and wait until it and everything it started is gone.
 
@@ -114,6 +115,8 @@ def run(
         copies: what `available.package_copies` returned.
         limits: when to stop it.
         sandbox: "bwrap", or "none" for no isolation at all.
+        warm: start from the warm process, where this machine lets it; a single run is cheaper
+            without.
 
     Returns:
         How it ended, and the folder of what it wrote, which is gone when the block ends.
@@ -127,7 +130,7 @@ def run(
         group = stack.enter_context(memory_group(_most_mib(limits)))
         begin = partial(_started, job, scratch, copies, sandbox, messages, limits)
         try:
-            started = stack.enter_context(begin(True))
+            started = stack.enter_context(begin(warm))
         except CannotEnter:
             started = stack.enter_context(begin(False))
         if group is not None and not _joined(group, started.processes):
