@@ -46,10 +46,11 @@ from sphinx.util import logging
 
 PACKAGE = "kdcourse"
 ANYTHING = f"{PACKAGE}.*"  # stands for an import of who knows what
-# Functions that read one file of the package, by name.
+# Functions that read files of the package, by name.
 LOADERS = {
     "study": "studies/{}.json",
     "read_study": "studies/{}.json",
+    "tune": "studies/{}_*.json",
     "load_teacher": "weights/{}.safetensors",
 }
 # Files that decide no output: the ledger is read when a claim fails, for the book's own number.
@@ -144,6 +145,11 @@ class _Reader(ast.NodeVisitor):
             self._import(f"{source}.{alias.name}")
             if alias.asname:
                 self._use(node, alias.name)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        if node.name in LOADERS:  # which file it loads, its callers say
+            self.known.update(part for part in ast.walk(node) if isinstance(part, ast.expr))
+        self.generic_visit(node)
 
     def visit_Name(self, node: ast.Name) -> None:
         if node.id == PACKAGE:
