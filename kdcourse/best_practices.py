@@ -339,8 +339,8 @@ def borrowed(names: Iterable[str] = BORROWED) -> "pd.DataFrame":
 
     parts = []
     for name in names:
-        study, there = BORROWED[name]
-        table = _lenders()[study].table
+        lender, there = BORROWED[name]
+        table = _lenders()[lender].table
         part = table[table["configuration"] == there].assign(configuration=name)
         parts.append(part[["configuration", "seed", "accuracy"]])
     return pd.concat(parts, ignore_index=True)
@@ -363,8 +363,8 @@ def carried_over() -> dict[str, dict[str, Any]]:
     """
     made: dict[str, dict[str, Any]] = {}
     for name in ("labels, 1,500", "soft, 1,500", "hints"):
-        study, there = BORROWED[name]
-        found = _lenders()[study].about["settings"][there]
+        lender, there = BORROWED[name]
+        found = _lenders()[lender].about["settings"][there]
         made[name] = {key: found[key] for key in ("lr", "weight_decay")}
         if name == "hints":
             made[name]["lesson"] = Lesson(alpha=0.0, features="fitnet", weight=found["strength"])

@@ -45,7 +45,13 @@ from pathlib import Path
 def study(name):
     return Path(__file__).parent.joinpath("studies", f"{name}.json").read_text()
 """,
+    "search.py": """
+from .experiments import study
+def tune(name):
+    return study(f"{name}_recipes"), study(f"{name}_finalists")
+""",
     "studies/first.json": "1",
+    "studies/first_recipes.json": "1",
     "studies/second.json": "2",
     "models.py": "def load_teacher(name): return 'recipes.json'",
     "weights/large.safetensors": "",
@@ -55,6 +61,8 @@ def study(name):
 LOSSES = {"__init__.py", "_checks.py", "losses.py", "metrics.py"}
 DEEP = {"rooms/__init__.py", "rooms/deep.py", "rooms/page.py", "rooms/templates/page.html"}
 STUDY = {"__init__.py", "experiments.py", "studies/first.json"}
+STUDIES = {name for name in PACKAGE if name.startswith("studies/")}
+TUNED = {"__init__.py", "experiments.py", "search.py", "studies/first_recipes.json"}
 WEIGHTS = {"weights/large.safetensors", "weights/small.safetensors"}
 MODELS = {"__init__.py", "models.py", "weights/recipes.json"}
 ANY = {name for name in PACKAGE if name.endswith(".py")} | {
@@ -87,14 +95,10 @@ def package(tmp_path: Path) -> Path:
         (["import_module('kdcourse.slow')"], {"__init__.py", "slow.py"}),
         (["from kdcourse.experiments import study", "study('first')"], STUDY),
         (["from kdcourse import experiments", "experiments.study('first')"], STUDY),
-        (
-            ["from kdcourse.experiments import study", "study(f'{it}')"],
-            STUDY | {"studies/second.json"},
-        ),
-        (
-            ["from kdcourse.experiments import study as s", "s('first')"],
-            STUDY | {"studies/second.json"},
-        ),
+        (["from kdcourse.experiments import study", "study(f'{it}')"], STUDY | STUDIES),
+        (["from kdcourse.experiments import study as s", "s('first')"], STUDY | STUDIES),
+        (["from kdcourse.search import tune", "tune('first')"], TUNED),
+        (["from kdcourse.search import tune", "tune(name)"], TUNED),
         (
             ["from kdcourse.models import load_teacher", "load_teacher('large')"],
             MODELS | {"weights/large.safetensors"},
@@ -173,6 +177,8 @@ EXERCISES = {path.stem for path in ROOT.glob("book/exercises/*.ipynb")}
         ("relations.py", {"instructors", "relations"}),
         ("studies/relations_weights.json", {"relations"}),
         ("studies/best_practices.json", {"best_practices"}),
+        ("studies/best_practices_recipes.json", {"best_practices"}),
+        ("studies/soft_targets_gains.json", {"best_practices", "instructors", "soft_targets"}),
         ("torch", None),
         ("python", None),
     ],

@@ -1,7 +1,9 @@
 import pandas as pd
 import pytest
+import torch
 
-from kdcourse.search import SEEDS, choose, grid, recipes
+from kdcourse.experiments import read_study
+from kdcourse.search import FINALISTS, SEEDS, choose, finalists, grid, recipes, tune
 
 AXES = {"lr": [0.1, 0.2, 0.4], "weight": [1.0, 10.0, 100.0]}
 SIDES = {"labels, many": {"size": 9}, "soft": {}}
@@ -71,3 +73,47 @@ def test_unequal_effort_is_refused() -> None:
 
 def test_seeds_for_choosing_are_not_those_of_the_pages() -> None:
     assert not set(SEEDS) & {*range(20), *range(200, 220), *range(400, 420)}
+
+
+def test_only_what_was_tried_on_most_seeds_is_chosen() -> None:
+    points = grid({"labels": {}}, {"lr": [0.1, 0.2, 0.3, 0.4]})
+    luck = [("labels, lr 0.2", 99.0), ("labels, lr 0.3", 70.0), ("labels, lr 0.3", 71.0)]
+    rest = [(name, 50.0) for name in points if name not in dict(luck)]
+    table = pd.DataFrame([*luck, *rest], columns=["configuration", "validation"])
+    assert choose(table, points, axes=["lr"]) == {"labels": {"lr": 0.3}}
+
+
+def test_every_side_has_as_many_finalists() -> None:
+    points = recipes(SIDES)
+    table = pd.DataFrame(
+        {"configuration": list(points), "validation": [s["lr"] for s in points.values()]}
+    )
+    best = finalists(table, points)
+    sides = [name.rpartition(", lr ")[0] for name in best]
+    assert sides == ["labels, many"] * FINALISTS + ["soft"] * FINALISTS
+    assert min(settings["lr"] for settings in best.values()) == 0.3  # 4 pairs have 1, 5 have 0.3
+
+
+def run_one(seed: int, size: int = 0, lr: float = 0.0, weight_decay: float = 0.0) -> dict:
+    """Best at 0.1 and 0.1, or with a size at 0.03 and 0.3; the first seed misleads a little."""
+    goal = (0.03, 0.3) if size else (0.1, 0.1)
+    steps = abs(torch.tensor([lr / goal[0], (weight_decay + 1e-3) / goal[1]]).log()).sum()
+    luck = 0.3 if (seed, lr, weight_decay) == (SEEDS[0], 0.3, 0.1) else 0.0
+    return {"validation": -steps.item() + 3 * luck}
+
+
+def test_tune_tries_all_on_one_seed_and_the_best_on_two_more(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("KDCOURSE_STUDIES", str(tmp_path))
+    found = tune("sums", run_one, SIDES, repeat=True, jobs=1)
+    assert found == {
+        "labels, many": {"lr": 0.03, "weight_decay": 0.3},
+        "soft": {"lr": 0.1, "weight_decay": 0.1},
+    }
+    first, second = (read_study(f"sums_{part}").table for part in ("recipes", "finalists"))
+    trials = [
+        table["configuration"].str.rpartition(", lr ")[0].value_counts().to_dict()
+        for table in (first, second)
+    ]
+    assert trials == [dict.fromkeys(SIDES, 29), dict.fromkeys(SIDES, 2 * FINALISTS)]
+    assert {*first["seed"]} == {SEEDS[0]}
+    assert {*second["seed"]} == {*SEEDS[1:3]}
