@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import os
+import re
 import threading
 import time
 import weakref
@@ -335,7 +336,7 @@ def _described(value: Any) -> str:
     """The same words in every process: a function's place in memory is left out."""
     if inspect.isfunction(value) or inspect.isclass(value):
         return f"{value.__module__}.{value.__qualname__}"
-    return repr(value)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))  # of a function in a partial, say
 
 
 class Study(NamedTuple):

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 SEEDS = range(100, 105)  # for choosing; what is reported is trained on others
 LEARNING_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 WEIGHT_DECAYS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+WIDER_RATES = (0.003, *LEARNING_RATES)  # where students differ more than on one page
 FINALISTS = 5  # pairs of each side that `tune` tries on two further seeds
 LARGEST_STEP = 0.1  # of weight decay: the share of itself that a weight may lose in one step
+WIDER_STEP = 0.3
 
 
 def grid(
@@ -43,14 +45,20 @@ def grid(
     return made
 
 
-def recipes(sides: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The search that every side in the course gets: 29 pairs of learning rate and weight decay.
+def recipes(
+    sides: Mapping[str, Mapping[str, Any]],
+    rates: Sequence[float] = LEARNING_RATES,
+    largest_step: float = LARGEST_STEP,
+) -> dict[str, dict[str, Any]]:
+    """The search that every side of a comparison gets: 29 pairs of learning rate and weight decay.
 
     AdamW takes the share `lr * weight_decay` off every weight in each step, at most. Pairs in which
-    that is more than a tenth are left out: nothing is learned with them.
+    that is more than a tenth are left out: little is learned with them.
 
     Args:
         sides: name → its fixed settings.
+        rates: the learning rates, in ascending order.
+        largest_step: pairs with a greater product are left out.
 
     Returns:
         Configurations as of `grid`, with `lr` and `weight_decay`.
@@ -59,11 +67,11 @@ def recipes(sides: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
         >>> len(recipes({"labels": {}}))
         29
     """
-    everything = grid(sides, {"lr": LEARNING_RATES, "weight_decay": WEIGHT_DECAYS})
+    everything = grid(sides, {"lr": rates, "weight_decay": WEIGHT_DECAYS})
     return {
         name: settings
         for name, settings in everything.items()
-        if settings["lr"] * settings["weight_decay"] <= LARGEST_STEP * (1 + 1e-9)
+        if settings["lr"] * settings["weight_decay"] <= largest_step * (1 + 1e-9)
     }
 
 
@@ -168,8 +176,9 @@ def tune(
     repeat: bool | str = False,
     jobs: int | None = None,
 ) -> dict[str, dict[str, float]]:
-    """The recipe of each side: 29 pairs on one seed, the best five of them on two more.
+    """The recipe of each side: 39 pairs on one seed, the best five of them on two more.
 
+    The pairs are those of `recipes`, one learning rate more below and one pair more at each end.
     Such a search in rounds costs less than half of all pairs on three seeds, and every side still
     gets the same. It is two studies, `name_recipes` and `name_finalists`.
 
@@ -193,7 +202,7 @@ def tune(
     """
     import pandas as pd
 
-    points = recipes(sides)
+    points = recipes(sides, WIDER_RATES, WIDER_STEP)
     options: Any = {"repeat": repeat, "jobs": jobs}
     first = study(f"{name}_recipes", function, points, SEEDS[:1], **options).table
     best = finalists(first, points, value)

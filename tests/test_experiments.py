@@ -1,6 +1,7 @@
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from torch.utils.data import TensorDataset
 from kdcourse import experiments
 from kdcourse.answers import answered
 from kdcourse.claims import ClaimError
+from kdcourse.data import shift
 from kdcourse.experiments import (
     confirm,
     cost,
@@ -266,6 +268,14 @@ def test_a_study_can_be_read_without_what_made_it(tmp_path, monkeypatch) -> None
     assert about["settings"] == SETTINGS
     with pytest.raises(ValueError, match="no study 'differences'"):
         read_study("differences")
+
+
+def test_settings_read_the_same_in_every_process() -> None:
+    """A function inside a partial has no place in memory in its description."""
+    found = experiments._settings({"moved": {"make": partial(dict, augment=shift)}})
+    assert found == {
+        "moved": {"make": "functools.partial(<class 'dict'>, augment=<function shift>)"}
+    }
 
 
 def test_a_study_tells_when_a_file_it_was_made_with_is_another(

@@ -114,6 +114,6 @@ def test_tune_tries_all_on_one_seed_and_the_best_on_two_more(tmp_path, monkeypat
         table["configuration"].str.rpartition(", lr ")[0].value_counts().to_dict()
         for table in (first, second)
     ]
-    assert trials == [dict.fromkeys(SIDES, 29), dict.fromkeys(SIDES, 2 * FINALISTS)]
+    assert trials == [dict.fromkeys(SIDES, 39), dict.fromkeys(SIDES, 2 * FINALISTS)]
     assert {*first["seed"]} == {SEEDS[0]}
     assert {*second["seed"]} == {*SEEDS[1:3]}
