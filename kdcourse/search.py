@@ -172,6 +172,7 @@ def tune(
     function: Callable[..., Any],
     sides: Mapping[str, Mapping[str, Any]],
     *,
+    rates: Sequence[float] = WIDER_RATES,
     value: str = "validation",
     repeat: bool | str = False,
     jobs: int | None = None,
@@ -186,6 +187,7 @@ def tune(
         name: of the studies.
         function: returns a row with the value, see `run`; gets `lr` and `weight_decay`.
         sides: name → its fixed settings.
+        rates: the learning rates, in ascending order.
         value: the column that decides, measured on validation data.
         repeat: see `study`.
         jobs: processes at a time.
@@ -202,7 +204,7 @@ def tune(
     """
     import pandas as pd
 
-    points = recipes(sides, WIDER_RATES, WIDER_STEP)
+    points = recipes(sides, rates, WIDER_STEP)
     options: Any = {"repeat": repeat, "jobs": jobs}
     first = study(f"{name}_recipes", function, points, SEEDS[:1], **options).table
     best = finalists(first, points, value)
