@@ -179,9 +179,10 @@ def tune(
 ) -> dict[str, dict[str, float]]:
     """The recipe of each side: 39 pairs on one seed, the best five of them on two more.
 
-    The pairs are those of `recipes`, one learning rate more below and one pair more at each end.
-    Such a search in rounds costs less than half of all pairs on three seeds, and every side still
-    gets the same. It is two studies, `name_recipes` and `name_finalists`.
+    The pairs are those of `recipes`, with a learning rate more below and, for each of the three
+    highest rates, a weight decay more above. Such a search in rounds costs less than half of all
+    pairs on three seeds, and every side still gets the same. It is two studies, `name_recipes` and
+    `name_finalists`.
 
     Args:
         name: of the studies.

@@ -95,11 +95,11 @@ def test_every_side_has_as_many_finalists() -> None:
 
 
 def run_one(seed: int, size: int = 0, lr: float = 0.0, weight_decay: float = 0.0) -> dict:
-    """Best at 0.1 and 0.1, or with a size at 0.03 and 0.3; the first seed misleads a little."""
+    """Best at 0.1 and 0.1, or with a size at 0.03 and 0.3; on the first seed another pair is ahead."""
     goal = (0.03, 0.3) if size else (0.1, 0.1)
     steps = abs(torch.tensor([lr / goal[0], (weight_decay + 1e-3) / goal[1]]).log()).sum()
-    luck = 0.3 if (seed, lr, weight_decay) == (SEEDS[0], 0.3, 0.1) else 0.0
-    return {"validation": -steps.item() + 3 * luck}
+    luck = 1.5 if (seed, lr, weight_decay) == (SEEDS[0], 0.3, 0.1) else 0.0
+    return {"validation": -steps.item() + luck}
 
 
 def test_tune_tries_all_on_one_seed_and_the_best_on_two_more(tmp_path, monkeypatch) -> None:
