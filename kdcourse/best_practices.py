@@ -1,26 +1,28 @@
 """Rules of thumb of the field, each tied to the experiments that test it.
 
 Chapter: "Best practices, measured". `train_student` trains one student of any configuration;
-`CONFIGURATIONS` are all those of the study; a rule in `BEST_PRACTICES` says which two of them to
-compare, and `judge` says what the comparison came to.
+`CONFIGURATIONS` are those of the chapter's own study, `BORROWED` those that other chapters' studies
+hold; a rule in `BEST_PRACTICES` says which two to compare, and `judge` says what the comparison
+came to.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from ._checks import require
 from .advanced import Ensemble
 from .claims import LITTLE, Interval, interval
-from .data import ImageData, digits, glyphs, shift, subset, textured_shapes
-from .experiments import paired, train
+from .data import ImageData, glyphs, mnist, subset, textured_shapes
+from .experiments import Study, paired, read_study, train
 from .features import FeatureDistillation, FeatureExtractingModel, FeatureObjective
-from .models import MLP, ConvNet, load_teacher, new_teacher, small_convnet
+from .models import ConvNet, load_teacher, new_teacher, small_convnet
+from .relations import RelationDistillation, RelationObjective, pkt_loss
 from .soft_targets import SoftTargetDistillation
 from .training import (
     DistillationObjective,
@@ -60,17 +62,18 @@ class Lesson:
     Attributes:
         temperature: of the soft targets.
         alpha: weight of the soft targets, in [0, 1]; the rest is that of the labels.
-        features: the method of `FeatureDistillation`, None for none.
-        weight: of the feature term.
+        features: what the student imitates beside them: layers, by a method of
+            `FeatureDistillation`; the relations of embeddings, by PKT or RKD; None: nothing.
+        weight: of that term.
         decisions: the teacher gives its most likely class in place of the labels, nothing else.
         teacher: None: the shipped one.
         logit_noise: standard deviation of the noise on the teacher's logits.
-        fixed: the teacher is asked once, about the images as they are, not as they are augmented.
+        fixed: the teacher is asked once, about the images as they are, not as they are moved.
     """
 
     temperature: float = 4.0
-    alpha: float = 0.9
-    features: Literal["fitnet", "attention"] | None = None
+    alpha: float = 1.0
+    features: Literal["fitnet", "attention", "pkt", "rkd"] | None = None
     weight: float = 0.0
     decisions: bool = False
     teacher: Trained | None = None
@@ -85,8 +88,11 @@ def train_student(
     images: Callable[[], ImageData] = textured_shapes,
     size: int | None = 1500,
     epochs: int = 12,
+    batch_size: int = 64,
+    lr: float = 0.03,
+    weight_decay: float = 0.3,
     student: Callable[[int], nn.Module] = small_convnet,
-    augment: bool = False,
+    moved: bool = False,
     label_noise: float = 0.0,
     carry_to: Callable[[], ImageData] | None = None,
 ) -> dict[str, float]:
@@ -98,41 +104,60 @@ def train_student(
         images: makes the data set.
         size: training images of the student; None: all.
         epochs: over those.
+        batch_size: images a step.
+        lr: highest learning rate of the cycle.
+        weight_decay: decoupled.
         student: makes an untrained network for a number of classes.
-        augment: move the images by up to a pixel, anew in every epoch.
+        moved: each image in nine places, moved by up to a pixel.
         label_noise: share of the training labels that are replaced by a random class; a teacher
             trained anew sees the same.
         carry_to: another data set on which a linear classifier is fitted to the embeddings.
 
     Returns:
-        `accuracy` on the test images (%): of the student, or of the classifier on its embeddings.
+        `validation` and `accuracy`, on the validation and the test images (%); the latter of the
+        student, or of the classifier on its embeddings.
     """
     data = _drawn(images)
     classes = len(data.class_names)
     everything = _with_label_noise(data.train, label_noise, classes, seed)
     chosen = everything if size is None else subset(everything, size, seed=seed)
+    asked_about = chosen
+    if moved:
+        chosen = nine_places(chosen)
     torch.manual_seed(seed)
     network = student(classes)
     objective: nn.Module = SupervisedObjective(network)
     if lesson is not None:
-        teacher = _teacher(lesson.teacher, data.name, everything, seed)
+        teacher = _teacher(lesson.teacher, images, label_noise, seed)
         changed = lesson.decisions or lesson.fixed or lesson.logit_noise > 0
         require(
             not (changed and lesson.features),
             "a lesson with features asks the teacher anew: it must have no decisions, fixed or "
             f"logit_noise, got {lesson}",
         )
-        if changed or not (augment or lesson.features):
-            chosen = _answered(lesson, teacher, chosen, seed)
+        if not lesson.features:
+            logits = predict(teacher, asked_about if lesson.fixed else chosen)
+            places = len(chosen) // len(logits)
+            chosen = _answered(lesson, chosen, logits.repeat(places, 1), seed)
         if not lesson.decisions:
             objective = _objective(lesson, network, teacher)
-    moves = shift if augment else None
-    train(objective, chosen, seed=seed, epochs=epochs, augment=moves)
-    if carry_to is not None:
-        if not isinstance(network, ConvNet):
-            raise ValueError(f"carry_to needs a ConvNet as student, got {type(network).__name__}")
-        return {"accuracy": 100 * _linear_accuracy(network, _drawn(carry_to))}
-    return {"accuracy": 100 * evaluate(network, data.test)["accuracy"]}
+    train(
+        objective,
+        chosen,
+        seed=seed,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+    )
+    if carry_to is None:
+        accuracy = evaluate(network, data.test)["accuracy"]
+    elif isinstance(network, ConvNet):
+        accuracy = _linear_accuracy(network, _drawn(carry_to))
+    else:
+        raise ValueError(f"carry_to needs a ConvNet as student, got {type(network).__name__}")
+    validation = evaluate(network, data.validation)["accuracy"]
+    return {"validation": 100 * validation, "accuracy": 100 * accuracy}
 
 
 @lru_cache(maxsize=2)
@@ -152,25 +177,41 @@ def _with_label_noise(
     return TensorDataset(inputs, torch.where(wrong, other, labels))
 
 
-def _teacher(how: Trained | None, name: str, dataset: TensorDataset, seed: int) -> nn.Module:
+@lru_cache(maxsize=8)  # a search asks the same ones many times
+def _teacher(
+    how: Trained | None, images: Callable[[], ImageData], label_noise: float, seed: int
+) -> nn.Module:
+    data = _drawn(images)
     if how is None:
-        return load_teacher(name)
+        return load_teacher(data.name)
+    dataset = _with_label_noise(data.train, label_noise, len(data.class_names), seed)
     members = []
     for member in range(how.members):
         own = 1000 * (member + 1) + seed  # never the student's
         torch.manual_seed(own)
-        network = new_teacher(name)
+        network = new_teacher(data.name)
         train(SupervisedObjective(network), dataset, seed=own, epochs=how.epochs, weight_decay=0.3)
         members.append(network)
     return Ensemble(members) if len(members) > 1 else members[0]
 
 
-def _answered(
-    lesson: Lesson, teacher: nn.Module, dataset: TensorDataset, seed: int
-) -> TensorDataset:
+def nine_places(dataset: TensorDataset) -> TensorDataset:
+    """Each image `[C, H, W]` where it is and moved by a pixel in eight directions, round the edge.
+
+    Example:
+        >>> images = TensorDataset(torch.zeros(2, 1, 16, 16), torch.tensor([3, 4]))
+        >>> [list(tensor.shape) for tensor in nine_places(images).tensors]
+        [[18, 1, 16, 16], [18]]
+    """
+    inputs, labels = dataset.tensors
+    places = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
+    moved = torch.cat([inputs.roll(place, (2, 3)) for place in places])
+    return TensorDataset(moved, labels.repeat(len(places)))
+
+
+def _answered(lesson: Lesson, dataset: TensorDataset, logits: Tensor, seed: int) -> TensorDataset:
     """The images with the teacher's logits, or with its decisions as labels."""
     inputs, labels = dataset.tensors
-    logits = predict(teacher, dataset)
     if lesson.decisions:
         return TensorDataset(inputs, logits.argmax(1))
     noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed))
@@ -181,6 +222,16 @@ def _objective(lesson: Lesson, student: nn.Module, teacher: nn.Module) -> nn.Mod
     soft = SoftTargetDistillation(lesson.temperature, alpha=lesson.alpha)
     if lesson.features is None:
         return DistillationObjective(student=student, teacher=teacher, objective=soft)
+    beside = soft if lesson.alpha > 0 else None
+    if lesson.features == "pkt" or lesson.features == "rkd":
+        related = RelationDistillation(distance=1.0, angle=2.0)
+        return RelationObjective(
+            student=student,
+            teacher=FrozenTeacher(teacher),
+            relation=pkt_loss if lesson.features == "pkt" else related,
+            weight=lesson.weight,
+            soft=beside,
+        )
     # The pairs of layers are those of the chapter on features.
     last = "stages.2" if lesson.features == "fitnet" else "stages.1"
     return FeatureObjective(
@@ -192,7 +243,7 @@ def _objective(lesson: Lesson, student: nn.Module, teacher: nn.Module) -> nn.Mod
             method=lesson.features,
         ),
         weight=lesson.weight,
-        soft=soft if lesson.alpha > 0 else None,
+        soft=beside,
     )
 
 
@@ -213,11 +264,6 @@ def _linear_accuracy(network: ConvNet, data: ImageData, shots: int = 520) -> flo
 # All students of the study
 
 
-def small_mlp(num_classes: int) -> MLP:
-    """The student for 8×8 images."""
-    return MLP(64, [32], num_classes)
-
-
 SIZES = {  # share of the teacher's parameters → channels of its three stages
     "1/2": (17, 34, 68),
     "1/3": (14, 28, 55),
@@ -227,24 +273,12 @@ SIZES = {  # share of the teacher's parameters → channels of its three stages
 
 
 def _configurations() -> dict[str, dict[str, Any]]:
-    soft, few, all_images = Lesson(), {"size": 500, "epochs": 20}, {"size": 4000, "epochs": 10}
-    made: dict[str, dict[str, Any]] = {
-        "labels, 1,500": {},
-        "soft, 1,500": {"lesson": soft},
-        "labels, 500": few,
-        "soft, 500": few | {"lesson": soft},
-        "labels, 4,000": all_images,
-        "soft, 4,000": all_images | {"lesson": soft},
-        "labels, letters": all_images | {"images": glyphs},
-        "soft, letters": all_images | {"images": glyphs, "lesson": soft},
-    }
-    scans = {"images": digits, "student": small_mlp, "size": None, "epochs": 30}
-    made |= {"labels, digits": scans, "soft, digits": scans | {"lesson": soft}}
+    soft = Lesson()
+    few, all_images = {"size": 500, "epochs": 20, "batch_size": 32}, {"size": 4000, "epochs": 5}
+    made: dict[str, dict[str, Any]] = {}
     for temperature in (1.0, 8.0):
-        for name, settings in (("500", few), ("1,500", {})):
-            lesson = Lesson(temperature=temperature)
-            made[f"T = {temperature:g}, {name}"] = settings | {"lesson": lesson}
-    for alpha in (0.5, 1.0):
+        made[f"T = {temperature:g}, 1,500"] = {"lesson": Lesson(temperature=temperature)}
+    for alpha in (0.5, 0.9):
         for name, settings in (("500", few), ("1,500", {})):
             made[f"α = {alpha:g}, {name}"] = settings | {"lesson": Lesson(alpha=alpha)}
     for noise in (4.0, 8.0):
@@ -255,33 +289,135 @@ def _configurations() -> dict[str, dict[str, Any]]:
         student = partial(ConvNet, widths, depth=2)
         made[f"labels, size {share}"] = {"student": student}
         made[f"soft, size {share}"] = {"student": student, "lesson": soft}
-    made |= {
-        "labels, long": {"epochs": 36},
-        "soft, long": {"epochs": 36, "lesson": soft},
-        "labels, moved": {"epochs": 36, "augment": True},
-        "soft, moved": {"epochs": 36, "augment": True, "lesson": soft},
-        "soft, moved, asked once": {"epochs": 36, "augment": True, "lesson": Lesson(fixed=True)},
+    return made | {
+        "labels, letters": all_images | {"images": glyphs},
+        "soft, letters": all_images | {"images": glyphs, "lesson": soft},
+        # As many steps as the moved images have.
+        "labels, long": {"epochs": 27},
+        "soft, long": {"epochs": 27, "lesson": soft},
+        "soft, moved, asked once": {"epochs": 3, "moved": True, "lesson": Lesson(fixed=True)},
         # The same 400 images as often as there are steps with all 4,000.
-        "soft, 400": {"size": 400, "epochs": 90, "lesson": Lesson(alpha=1.0)},
-        "soft, no labels": all_images | {"lesson": Lesson(alpha=1.0)},
-        "decisions, no labels": all_images | {"lesson": Lesson(decisions=True)},
+        "soft, 400": {"size": 400, "epochs": 45, "lesson": soft},
+        "decisions, 4,000": all_images | {"lesson": Lesson(decisions=True)},
         "teacher, one epoch": {"lesson": Lesson(teacher=Trained(epochs=1))},
         "teacher, good": {"lesson": Lesson(teacher=Trained())},
         "teacher, ensemble": {"lesson": Lesson(teacher=Trained(members=3))},
         "labels, noisy": all_images | {"label_noise": 0.4},
         "soft, noisy": all_images | {"label_noise": 0.4, "lesson": Lesson(teacher=Trained())},
-        "hints": {"lesson": Lesson(alpha=0.0, features="fitnet", weight=100.0)},
-        "hints and soft": {"lesson": Lesson(features="fitnet", weight=100.0)},
-        "attention": {"lesson": Lesson(alpha=0.0, features="attention", weight=100.0)},
-        "attention and soft": {"lesson": Lesson(features="attention", weight=100.0)},
     }
-    for name in ("labels, 1,500", "soft, 1,500", "hints"):
-        made[f"{name}, carried to letters"] = made[name] | {"carry_to": glyphs}
-    made["untrained, carried to letters"] = {"epochs": 0, "carry_to": glyphs}
-    return made
 
 
 CONFIGURATIONS = _configurations()
+
+BORROWED = {  # name → the study of another chapter that holds it, and its name there
+    "labels, 500": ("soft_targets_gains", "500 shapes: labels"),
+    "soft, 500": ("soft_targets_gains", "500 shapes: soft targets"),
+    "T = 1, 500": ("soft_targets_gains", "500 shapes: T = 1"),
+    "T = 8, 500": ("soft_targets_gains", "500 shapes: T = 8"),
+    "labels, 1,500": ("soft_targets_gains", "1,500 shapes: labels"),
+    "soft, 1,500": ("soft_targets_gains", "1,500 shapes: soft targets"),
+    "labels, 100 digits": ("soft_targets_gains", "100 digits: labels"),
+    "soft, 100 digits": ("soft_targets_gains", "100 digits: soft targets"),
+    "labels, 500 digits": ("soft_targets_gains", "500 digits: labels"),
+    "soft, 500 digits": ("soft_targets_gains", "500 digits: soft targets"),
+    "labels, 4,000": ("soft_targets_amounts", "4,000 shapes: labels"),
+    "soft, 4,000": ("soft_targets_amounts", "4,000 shapes: soft targets"),
+    "labels, moved": ("soft_targets_amounts", "1,500 shapes, moved: labels"),
+    "soft, moved": ("soft_targets_amounts", "1,500 shapes, moved: soft targets"),
+    "soft, 2,000 new digits": ("soft_targets_amounts", "2,000 new digits: soft targets"),
+    "decisions, 2,000 new digits": ("soft_targets_amounts", "2,000 new digits: decisions"),
+    "hints": ("features_methods", "fitnet"),
+    "hints and soft": ("features_methods", "fitnet + soft targets"),
+    "attention": ("features_methods", "attention"),
+    "attention and soft": ("features_methods", "attention + soft targets"),
+    "PKT": ("relations_methods", "PKT"),
+    "RKD": ("relations_methods", "RKD"),
+    "PKT and soft": ("relations_methods", "PKT + soft targets"),
+}
+CARRIED = "carried to letters"
+
+
+def borrowed(names: Iterable[str] = BORROWED) -> "pd.DataFrame":
+    """Rows of other chapters' studies under the names that they have here.
+
+    Args:
+        names: keys of `BORROWED`.
+
+    Returns:
+        The columns `configuration`, `seed` and `accuracy` (%).
+
+    Example:
+        >>> len(borrowed(["labels, 500", "soft, 500"]))
+        40
+    """
+    import pandas as pd
+
+    parts = []
+    for name in names:
+        lender, there = BORROWED[name]
+        table = _lenders()[lender].table
+        part = table[table["configuration"] == there].assign(configuration=name)
+        parts.append(part[["configuration", "seed", "accuracy"]])
+    return pd.concat(parts, ignore_index=True)
+
+
+def _lenders() -> dict[str, Study]:
+    return {
+        "soft_targets_gains": read_study("soft_targets_gains"),
+        "soft_targets_amounts": read_study("soft_targets_amounts"),
+        "features_methods": read_study("features_methods"),
+        "relations_methods": read_study("relations_methods"),
+    }
+
+
+def carried_over() -> dict[str, dict[str, Any]]:
+    """Students by their own chapters' recipes, whose embeddings are tried on letters.
+
+    Example:
+        >>> list(carried_over())[0]
+        'labels, 1,500, carried to letters'
+    """
+    made: dict[str, dict[str, Any]] = {}
+    for name in ("labels, 1,500", "soft, 1,500", "hints"):
+        lender, there = BORROWED[name]
+        found = _lenders()[lender].about["settings"][there]
+        made[name] = {key: found[key] for key in ("lr", "weight_decay")}
+        if name == "hints":
+            made[name]["lesson"] = Lesson(alpha=0.0, features="fitnet", weight=found["strength"])
+    made["soft, 1,500"]["lesson"] = Lesson()
+    made["untrained"] = {"epochs": 0}
+    return {f"{name}, {CARRIED}": each | {"carry_to": glyphs} for name, each in made.items()}
+
+
+PLACES: dict[str, dict[str, Any]] = {  # where students are tried that have another home
+    "moved": {"epochs": 3, "moved": True},
+    "100 digits": {"images": mnist, "size": 100, "epochs": 60, "batch_size": 32},
+}
+IMITATIONS: dict[str, tuple[Lesson, tuple[float, ...]]] = {  # name → lesson, weights to try
+    "hints": (Lesson(alpha=0.0, features="fitnet"), (1, 10, 100, 1000, 10000)),
+    "attention": (Lesson(alpha=0.0, features="attention"), (1, 10, 100, 1000, 10000)),
+    "attention and soft": (Lesson(features="attention"), (1, 10, 100, 1000, 10000)),
+    "PKT": (Lesson(alpha=0.0, features="pkt"), (500, 2000, 8000, 32000, 128000)),
+    "RKD": (Lesson(alpha=0.0, features="rkd"), (0.25, 1, 4, 16, 64)),
+}
+
+
+def imitating(name: str, place: str, weight: float) -> dict[str, Any]:
+    """A student that imitates features or relations, on moved images or on real digits.
+
+    Args:
+        name: of a lesson in `IMITATIONS`.
+        place: one of `PLACES`.
+        weight: of the imitated term.
+
+    Returns:
+        Settings of `train_student`.
+
+    Example:
+        >>> imitating("hints", "moved", 10.0)["lesson"].weight
+        10.0
+    """
+    return PLACES[place] | {"lesson": replace(IMITATIONS[name][0], weight=weight)}
 
 
 # The rules
@@ -385,18 +521,20 @@ BEST_PRACTICES = (
         "Weight of the soft targets",
         "Let soft targets weigh far more than labels: α near 0.9.",
         "after Hinton, Vinyals and Dean (2015), arXiv:1503.02531",
-        (
-            Contrast("α = 0.9 against 0.5, 500 images", "soft, 500", "α = 0.5, 500"),
-            Contrast("α = 0.9 against 0.5, 1,500 images", "soft, 1,500", "α = 0.5, 1,500"),
+        tuple(
+            Contrast(
+                f"α = 0.9 against 0.5, {images} images", f"α = 0.9, {images}", f"α = 0.5, {images}"
+            )
+            for images in ("500", "1,500")
         ),
     ),
     Rule(
         "Labels beside soft targets",
         "Keep some weight on the labels: α below 1.",
         "Hinton, Vinyals and Dean (2015), arXiv:1503.02531",
-        (
-            Contrast("α = 0.9 against 1, 500 images", "soft, 500", "α = 1, 500"),
-            Contrast("α = 0.9 against 1, 1,500 images", "soft, 1,500", "α = 1, 1,500"),
+        tuple(
+            Contrast(f"α = 0.9 against 1, {images} images", f"α = 0.9, {images}", f"soft, {images}")
+            for images in ("500", "1,500")
         ),
     ),
     Rule(
@@ -452,7 +590,7 @@ BEST_PRACTICES = (
         "Distil for longer than you would train on labels.",
         "Beyer et al. (2022), arXiv:2106.05237",
         (
-            Contrast("36 epochs against 12, soft targets", "soft, long", "soft, 1,500"),
+            Contrast("27 epochs against 12, soft targets", "soft, long", "soft, 1,500"),
             Contrast(
                 "that gain against the same with labels",
                 "soft, long",
@@ -480,13 +618,19 @@ BEST_PRACTICES = (
         "Unlabelled images",
         "Let the teacher answer for all the unlabelled images you have.",
         "Buciluǎ, Caruana and Niculescu-Mizil (2006), Model Compression",
-        (Contrast("4,000 images against 400, no labels", "soft, no labels", "soft, 400"),),
+        (
+            Contrast("4,000 shapes against 400", "soft, 4,000", "soft, 400"),
+            Contrast("2,000 new digits against 100", "soft, 2,000 new digits", "soft, 100 digits"),
+        ),
     ),
     Rule(
         "Soft pseudo-labels",
         "On unlabelled images take the teacher's probabilities, not its decisions.",
         HEARSAY,
-        (Contrast("4,000 images, no labels", "soft, no labels", "decisions, no labels"),),
+        (
+            Contrast("4,000 shapes", "soft, 4,000", "decisions, 4,000"),
+            Contrast("2,000 new digits", "soft, 2,000 new digits", "decisions, 2,000 new digits"),
+        ),
     ),
     Rule(
         "Better teacher",
@@ -511,8 +655,10 @@ BEST_PRACTICES = (
             Contrast("shapes, 500 images", "soft, 500", "labels, 500"),
             Contrast("shapes, 1,500 images", "soft, 1,500", "labels, 1,500"),
             Contrast("shapes, 4,000 images", "soft, 4,000", "labels, 4,000"),
+            Contrast("shapes, 1,500 moved images", "soft, moved", "labels, moved"),
             Contrast("letters, 4,000 images", "soft, letters", "labels, letters"),
-            Contrast("digits, all images", "soft, digits", "labels, digits"),
+            Contrast("real digits, 100 images", "soft, 100 digits", "labels, 100 digits"),
+            Contrast("real digits, 500 images", "soft, 500 digits", "labels, 500 digits"),
         ),
     ),
     Rule(
@@ -522,6 +668,10 @@ BEST_PRACTICES = (
         (
             Contrast("hints against labels", "hints", "labels, 1,500"),
             Contrast("hints and soft against soft", "hints and soft", "soft, 1,500"),
+            *(
+                Contrast(f"hints against labels, {place}", f"hints, {place}", f"labels, {place}")
+                for place in PLACES
+            ),
         ),
     ),
     Rule(
@@ -532,6 +682,29 @@ BEST_PRACTICES = (
             Contrast("attention against labels", "attention", "labels, 1,500"),
             Contrast("attention and soft against soft", "attention and soft", "soft, 1,500"),
             Contrast("attention and soft against attention", "attention and soft", "attention"),
+            *(
+                Contrast(
+                    f"attention and soft against soft, {place}",
+                    f"attention and soft, {place}",
+                    f"soft, {place}",
+                )
+                for place in PLACES
+            ),
+        ),
+    ),
+    Rule(
+        "Relations",
+        "Let the student keep how the examples are related.",
+        "Park et al. (2019), arXiv:1904.05068",
+        (
+            Contrast("PKT against labels", "PKT", "labels, 1,500"),
+            Contrast("RKD against labels", "RKD", "labels, 1,500"),
+            Contrast("PKT and soft against soft", "PKT and soft", "soft, 1,500"),
+            *(
+                Contrast(f"{name} against labels, {place}", f"{name}, {place}", f"labels, {place}")
+                for place in PLACES
+                for name in ("PKT", "RKD")
+            ),
         ),
     ),
     Rule(
@@ -541,8 +714,8 @@ BEST_PRACTICES = (
         tuple(
             Contrast(
                 f"linear classifier on letters, {name} against labels",
-                f"{configuration}, carried to letters",
-                "labels, 1,500, carried to letters",
+                f"{configuration}, {CARRIED}",
+                f"labels, 1,500, {CARRIED}",
             )
             for name, configuration in (("soft", "soft, 1,500"), ("hints", "hints"))
         ),

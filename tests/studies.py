@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -30,7 +31,10 @@ from kdcourse.experiments import STUDIES
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE = ROOT / "_build" / "studies"
-PAGES = sorted((ROOT / "book").glob("*.ipynb"))
+TOC = (ROOT / "_toc.yml").read_text(encoding="utf-8")
+# In the book's order: a page reads studies of those before it, which are made again first.
+CHAPTERS = [ROOT / f"{name}.ipynb" for name in re.findall(r"(?:root|file): (book/\w+)$", TOC, re.M)]
+PAGES = [page for page in CHAPTERS if page.exists()]
 DASK = """\
 import joblib
 from dask.distributed import Client

@@ -1,5 +1,7 @@
 """The rules, what they compare, and how they are judged."""
 
+from collections.abc import Iterator
+
 import pandas as pd
 import pytest
 import torch
@@ -8,19 +10,22 @@ from torch.utils.data import TensorDataset
 from kdcourse import best_practices
 from kdcourse.best_practices import (
     BEST_PRACTICES,
+    BORROWED,
     CONFIGURATIONS,
     Contrast,
     Lesson,
     Rule,
     Trained,
+    borrowed,
+    carried_over,
     judge,
-    small_mlp,
+    nine_places,
     train_student,
 )
 from kdcourse.data import ImageData, digits, glyphs, textured_shapes
-from kdcourse.experiments import study
-from kdcourse.models import ConvNet, count_parameters, load_teacher
-from kdcourse.training import DistillationObjective, SupervisedObjective
+from kdcourse.experiments import read_study
+from kdcourse.models import MLP, ConvNet, count_parameters, load_teacher
+from kdcourse.training import SupervisedObjective
 
 
 def test_every_configuration_is_used_and_every_contrast_known() -> None:
@@ -28,15 +33,27 @@ def test_every_configuration_is_used_and_every_contrast_known() -> None:
     for rule in BEST_PRACTICES:
         for contrast in rule.contrasts:
             used |= {contrast.treatment, contrast.control, *(contrast.beyond or ())}
-    assert set(CONFIGURATIONS) - used == {"untrained, carried to letters"}  # only shown
-    assert used <= set(CONFIGURATIONS)
+    known = {*CONFIGURATIONS, *BORROWED, *carried_over()}
+    assert known - used == {"untrained, carried to letters"}  # only shown
+    assert used <= known
+    assert not set(CONFIGURATIONS) & set(BORROWED)
 
 
 def test_the_stored_study_is_of_these_configurations() -> None:
-    table = study("best_practices", train_student, CONFIGURATIONS).table
-    assert table.groupby("configuration")["seed"].nunique().to_dict() == dict.fromkeys(
-        CONFIGURATIONS, 5
+    own = read_study("best_practices").table
+    assert own.groupby("configuration")["seed"].nunique().to_dict() == dict.fromkeys(
+        [*CONFIGURATIONS, *carried_over()], 10
     )
+    lent = borrowed().groupby("configuration")["seed"].agg(set)
+    assert set(lent.index) == set(BORROWED)
+    assert all(set(own["seed"]) <= seeds for seeds in lent)
+
+
+def test_what_is_carried_over_was_trained_as_in_its_chapter() -> None:
+    hints = carried_over()["hints, carried to letters"]
+    there = read_study("features_methods").about["settings"]["fitnet"]
+    assert hints["lesson"].weight == there["strength"]
+    assert (hints["lr"], hints["weight_decay"]) == (there["lr"], there["weight_decay"])
 
 
 def test_names_are_unique() -> None:
@@ -98,16 +115,22 @@ class TestJudge:
         assert contrast.differences(table).tolist() == [3, 3]
 
 
+def small_mlp(num_classes: int) -> MLP:
+    return MLP(64, [32], num_classes)
+
+
 @pytest.fixture
-def seen(monkeypatch) -> list[dict]:
+def seen(monkeypatch) -> Iterator[list[dict]]:
     """What the loop was asked to train, instead of training it."""
     calls: list[dict] = []
+    best_practices._teacher.cache_clear()
 
     def record(objective, dataset, **options) -> None:
         calls.append({"objective": objective, "dataset": dataset, **options})
 
     monkeypatch.setattr(best_practices, "train", record)
-    return calls
+    yield calls
+    best_practices._teacher.cache_clear()  # of teachers that nobody trained
 
 
 def some_shapes() -> ImageData:
@@ -120,7 +143,7 @@ class TestTrainStudent:
         (call,) = seen
         assert isinstance(call["objective"], SupervisedObjective)
         assert (len(call["dataset"]), call["seed"], call["epochs"]) == (40, 3, 2)
-        assert call["augment"] is None
+        assert (call["lr"], call["weight_decay"]) == (0.03, 0.3)
 
     def test_soft_targets_are_stored_once_and_noise_is_added(self, seen) -> None:
         for noise in (0.0, 2.0):
@@ -135,12 +158,18 @@ class TestTrainStudent:
         assert isinstance(seen[0]["objective"], SupervisedObjective)
         assert torch.equal(labels, load_teacher("textured_shapes")(inputs).argmax(1))
 
-    def test_augmented_images_are_asked_about_anew_unless_fixed(self, seen) -> None:
+    def test_moved_images_are_asked_about_anew_unless_fixed(self, seen) -> None:
         for fixed in (False, True):
-            train_student(0, images=some_shapes, size=40, augment=True, lesson=Lesson(fixed=fixed))
-        assert [len(call["dataset"].tensors) for call in seen] == [2, 3]
-        assert all(call["augment"] is best_practices.shift for call in seen)
-        assert all(isinstance(call["objective"], DistillationObjective) for call in seen)
+            train_student(0, images=some_shapes, size=40, moved=True, lesson=Lesson(fixed=fixed))
+        anew, once = (call["dataset"] for call in seen)
+        assert len(anew) == len(once) == 360
+        teacher = load_teacher("textured_shapes")
+        inputs, labels, logits = anew.tensors
+        torch.testing.assert_close(logits, teacher(inputs))
+        in_place = once.tensors[0][160:200]  # the fifth of nine places is where the image was
+        torch.testing.assert_close(once.tensors[2], teacher(in_place).repeat(9, 1))
+        assert torch.equal(labels, labels[:40].repeat(9))
+        assert torch.equal(nine_places(TensorDataset(in_place, labels[:40])).tensors[0], inputs)
 
     def test_a_teacher_sees_the_same_wrong_labels(self, seen) -> None:
         train_student(
@@ -173,15 +202,17 @@ class TestTrainStudent:
             lesson = Lesson(features="fitnet", weight=1.0, **options)
             with pytest.raises(ValueError, match="a lesson with features asks the teacher anew"):
                 train_student(0, images=some_shapes, size=40, lesson=lesson)
-        train_student(0, images=some_shapes, size=40, augment=True, lesson=Lesson(decisions=True))
+        train_student(0, images=some_shapes, size=40, moved=True, lesson=Lesson(decisions=True))
         inputs, labels = seen[-1]["dataset"].tensors
         assert torch.equal(labels, load_teacher("textured_shapes")(inputs).argmax(1))
 
     def test_digits_and_a_classifier_on_letters(self) -> None:
         assert (
-            train_student(0, images=digits, student=small_mlp, size=None, epochs=3)["accuracy"] > 50
+            train_student(0, images=digits, student=small_mlp, size=None, epochs=9)["accuracy"] > 50
         )
         settings = {"images": some_shapes, "size": 40, "epochs": 1, "carry_to": glyphs}
-        assert 4 < train_student(0, **settings)["accuracy"] < 60
+        found = train_student(0, **settings)
+        assert 4 < found["accuracy"] < 60
+        assert 0 <= found["validation"] <= 100
         with pytest.raises(ValueError, match="carry_to needs a ConvNet as student, got MLP"):
             train_student(0, **(settings | {"images": digits, "student": small_mlp}))

@@ -11,7 +11,7 @@ import studies
 import verify
 from nbclient.exceptions import CellExecutionError
 
-from kdcourse import experiments
+from kdcourse import best_practices, experiments
 
 PARAMETERS = """\
 seeds = 5
@@ -76,6 +76,21 @@ def test_pages_with_studies_are_found() -> None:
         assert [name for name, text in texts.items() if any(w in text for w in words)], study
     for name, text in texts.items():
         assert bool(re.search(r"\bstudy\(", text)) == (name in found), name
+
+
+def test_a_page_with_studies_reads_only_those_of_pages_that_are_run_before_it() -> None:
+    made: set[str] = set()
+    lent = {study for study, _ in best_practices.BORROWED.values()}
+    for page in studies.PAGES:
+        text = page.read_text(encoding="utf-8")
+        own = set(re.findall(r'\b(?:study|tune)\([\s\\n",]*(\w+)\\"', text))
+        made |= own | {f"{name}_{part}" for name in own for part in ("recipes", "finalists")}
+        read = set(re.findall(r'read_study\(\\"(\w+)', text))
+        if "borrowed()" in text:
+            read |= lent
+        if own:
+            assert read <= made, page.stem
+    assert lent <= made
 
 
 def test_every_set_of_seeds_is_run_once_and_its_claims_are_collected(page, tmp_path) -> None:
