@@ -397,7 +397,7 @@ IMITATIONS: dict[str, tuple[Lesson, tuple[float, ...]]] = {  # name → lesson, 
     "hints": (Lesson(alpha=0.0, features="fitnet"), (1, 10, 100, 1000, 10000)),
     "attention": (Lesson(alpha=0.0, features="attention"), (1, 10, 100, 1000, 10000)),
     "attention and soft": (Lesson(features="attention"), (1, 10, 100, 1000, 10000)),
-    "PKT": (Lesson(alpha=0.0, features="pkt"), (500, 2000, 8000, 32000, 128000)),
+    "PKT": (Lesson(alpha=0.0, features="pkt"), (31.25, 250, 2000, 16000, 128000)),
     "RKD": (Lesson(alpha=0.0, features="rkd"), (0.25, 1, 4, 16, 64)),
 }
 

@@ -439,8 +439,9 @@ class InstanceCRDLoss(nn.Module):
     :math:`Z / N` and stays.
 
     The negatives :math:`n_{ik}` are drawn uniformly from all other examples, so with C equally
-    frequent classes about one in C is of the example's own class. The authors' code
-    (`dataset/cifar100.py` in HobbitLong/RepDistiller) draws them from the other classes only.
+    frequent classes about one in C is of the example's own class. With `labels` they are drawn from
+    the other classes only, as in the authors' code (`dataset/cifar100.py` in
+    HobbitLong/RepDistiller).
 
     Scores with the whole bank are one matrix product, from which the negatives are picked: picking
     their vectors first would copy `B · K · feature_dim` numbers on each side.
@@ -453,6 +454,7 @@ class InstanceCRDLoss(nn.Module):
         num_negatives: K, drawn for each example; may exceed N.
         temperature: `T > 0`.
         momentum: share of the old value when a bank is updated, in [0, 1].
+        labels: `[N]`, the class of each example, whole numbers; None: negatives from all others.
 
     Called with `(student [B, student_dim], teacher [B, teacher_dim], indices [B])` and optionally
     the `generator` that draws the negatives. Returns `{"crd": loss}`. In training mode the batch
@@ -477,6 +479,9 @@ class InstanceCRDLoss(nn.Module):
     student_bank: Tensor
     teacher_bank: Tensor
     log_z: Tensor
+    order: Tensor | None
+    first: Tensor
+    size: Tensor
 
     def __init__(
         self,
@@ -487,6 +492,7 @@ class InstanceCRDLoss(nn.Module):
         num_negatives: int = 16384,
         temperature: float = 0.07,
         momentum: float = 0.5,
+        labels: Tensor | None = None,
     ) -> None:
         super().__init__()
         check_count("num_samples", num_samples, minimum=2)
@@ -507,6 +513,12 @@ class InstanceCRDLoss(nn.Module):
         self.register_buffer("student_bank", unit(torch.randn(num_samples, feature_dim)))
         self.register_buffer("teacher_bank", unit(torch.randn(num_samples, feature_dim)))
         self.register_buffer("log_z", torch.full((2,), math.nan))  # student's, teacher's
+        order = first = size = None
+        if labels is not None:
+            order, first, size = _by_class(labels, num_samples)
+        self.register_buffer("order", order, persistent=False)  # the examples, class by class
+        self.register_buffer("first", first, persistent=False)  # of each one's class, in order
+        self.register_buffer("size", size, persistent=False)  # of each one's class
 
     def forward(
         self,
@@ -540,7 +552,18 @@ class InstanceCRDLoss(nn.Module):
         return {"crd": losses / len(student)}
 
     def _draw_negatives(self, indices: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Examples other than each one itself, uniformly, `[B, num_negatives]`."""
+        """Examples other than each one itself, or its class, uniformly, `[B, num_negatives]`."""
+        if self.order is not None:
+            first, size = self.first[indices, None], self.size[indices, None]
+            shares = torch.rand(
+                len(indices),
+                self.num_negatives,
+                generator=generator,
+                device=indices.device,
+                dtype=torch.float64,
+            )
+            place = (shares * (len(self.order) - size)).long()
+            return self.order[place + size * (place >= first)]
         drawn = torch.randint(
             len(self.student_bank) - 1,
             (len(indices), self.num_negatives),
@@ -565,6 +588,21 @@ class InstanceCRDLoss(nn.Module):
         """The bank with some rows moved, as a new tensor: the backward pass needs the old one."""
         moved = self.momentum * bank[indices] + (1 - self.momentum) * embeddings
         return bank.index_copy(0, indices, unit(moved))
+
+
+def _by_class(labels: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The examples class by class, and of each one's class the first place there and its size."""
+    require(
+        labels.shape == (count,) and not labels.is_floating_point(),
+        f"labels must be whole numbers [{count}], one for each example, got {shape(labels)} of "
+        f"{labels.dtype}",
+    )
+    _, kind, sizes = labels.unique(return_inverse=True, return_counts=True)
+    require(
+        len(sizes) > 1,
+        "labels must hold at least two classes: negatives are of another one",
+    )
+    return labels.argsort(stable=True), (sizes.cumsum(0) - sizes)[kind], sizes[kind]
 
 
 class RelationObjective(nn.Module):

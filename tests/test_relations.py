@@ -612,6 +612,19 @@ def test_negatives_are_the_others_uniformly() -> None:
         assert len(others) == 4 and (others - 1000).abs().max() < 150  # over five deviations
 
 
+def test_with_labels_negatives_are_the_examples_of_other_classes_uniformly() -> None:
+    labels = torch.tensor([7, 1, 7, 4, 1, 7])
+    objective = instance(num_samples=6, num_negatives=4000, labels=labels)
+    drawn = objective._draw_negatives(torch.arange(6), generator())
+    assert drawn.shape == (6, 4000)
+    for row, label in zip(drawn, labels, strict=True):
+        counts, other = torch.bincount(row, minlength=6), labels != label
+        assert counts[~other].sum() == 0
+        expected = 4000 / int(other.sum())
+        assert (counts[other] - expected).abs().max() < 5 * expected**0.5
+    assert "order" not in objective.state_dict()  # labels are data, no weights
+
+
 def test_a_generator_makes_the_negatives_reproducible() -> None:
     objective, indices = instance().eval(), torch.tensor([8, 0, 4])
     losses = [
@@ -794,6 +807,12 @@ def test_indices_stay_within_the_banks() -> None:
         (lambda: instance(9, 0), "num_negatives must be a whole number of at least 1, got 0"),
         (lambda: instance(momentum=1.5), r"momentum must be between 0\.0 and 1\.0, got 1\.5"),
         (lambda: InstanceCRDLoss(9, 5, 0), "teacher_dim must be a whole number of at least 1"),
+        (
+            lambda: instance(labels=torch.zeros(8, dtype=torch.long)),
+            r"labels must be whole numbers \[9\], one for each example, got \[8\]",
+        ),
+        (lambda: instance(labels=torch.arange(9.0)), "labels must be whole numbers"),
+        (lambda: instance(labels=torch.zeros(9, dtype=torch.long)), "at least two classes"),
     ],
 )
 def test_bad_settings_of_the_contrastive_modules(call, message: str) -> None:
