@@ -124,11 +124,11 @@ def train_student(
     asked_about = chosen
     if moved:
         chosen = nine_places(chosen)
-    torch.manual_seed(seed)
+    teacher = None if lesson is None else _teacher(lesson.teacher, images, label_noise, seed)
+    torch.manual_seed(seed)  # after the teacher, which may be made now or have been kept
     network = student(classes)
     objective: nn.Module = SupervisedObjective(network)
-    if lesson is not None:
-        teacher = _teacher(lesson.teacher, images, label_noise, seed)
+    if lesson is not None and teacher is not None:
         changed = lesson.decisions or lesson.fixed or lesson.logit_noise > 0
         require(
             not (changed and lesson.features),
@@ -682,6 +682,14 @@ BEST_PRACTICES = (
             Contrast("attention against labels", "attention", "labels, 1,500"),
             Contrast("attention and soft against soft", "attention and soft", "soft, 1,500"),
             Contrast("attention and soft against attention", "attention and soft", "attention"),
+            *(
+                Contrast(
+                    f"attention against labels, {place}",
+                    f"attention, {place}",
+                    f"labels, {place}",
+                )
+                for place in PLACES
+            ),
             *(
                 Contrast(
                     f"attention and soft against soft, {place}",

@@ -12,12 +12,15 @@ from kdcourse.best_practices import (
     BEST_PRACTICES,
     BORROWED,
     CONFIGURATIONS,
+    IMITATIONS,
+    PLACES,
     Contrast,
     Lesson,
     Rule,
     Trained,
     borrowed,
     carried_over,
+    imitating,
     judge,
     nine_places,
     train_student,
@@ -33,7 +36,8 @@ def test_every_configuration_is_used_and_every_contrast_known() -> None:
     for rule in BEST_PRACTICES:
         for contrast in rule.contrasts:
             used |= {contrast.treatment, contrast.control, *(contrast.beyond or ())}
-    known = {*CONFIGURATIONS, *BORROWED, *carried_over()}
+    there = {f"{name}, {place}" for name in IMITATIONS for place in PLACES}
+    known = {*CONFIGURATIONS, *BORROWED, *carried_over(), *there}
     assert known - used == {"untrained, carried to letters"}  # only shown
     assert used <= known
     assert not set(CONFIGURATIONS) & set(BORROWED)
@@ -44,6 +48,9 @@ def test_the_stored_study_is_of_these_configurations() -> None:
     assert own.groupby("configuration")["seed"].nunique().to_dict() == dict.fromkeys(
         [*CONFIGURATIONS, *carried_over()], 10
     )
+    there = read_study("best_practices_elsewhere").table
+    assert set(there["configuration"]) == {f"{a}, {b}" for a in IMITATIONS for b in PLACES}
+    assert set(there["seed"]) == set(own["seed"])
     lent = borrowed().groupby("configuration")["seed"].agg(set)
     assert set(lent.index) == set(BORROWED)
     assert all(set(own["seed"]) <= seeds for seeds in lent)
@@ -170,6 +177,29 @@ class TestTrainStudent:
         torch.testing.assert_close(once.tensors[2], teacher(in_place).repeat(9, 1))
         assert torch.equal(labels, labels[:40].repeat(9))
         assert torch.equal(nine_places(TensorDataset(in_place, labels[:40])).tensors[0], inputs)
+
+    @pytest.mark.parametrize(
+        ("name", "terms"),
+        [
+            ("hints", {"hard", "fitnet"}),
+            ("attention", {"hard", "attention"}),
+            ("attention and soft", {"hard", "soft", "attention"}),
+            ("PKT", {"hard", "relation"}),
+            ("RKD", {"hard", "distance", "angle"}),
+        ],
+    )
+    def test_imitations_add_their_term_to_the_labels(self, seen, name: str, terms: set) -> None:
+        for weight in (2.0, 6.0):
+            settings = imitating(name, "moved", weight) | {"images": some_shapes, "size": 40}
+            train_student(0, **settings)
+        light, heavy = (
+            call["objective"]([x[:9] for x in call["dataset"].tensors])[0] for call in seen
+        )
+        assert set(light) == terms
+        assert [len(call["dataset"]) for call in seen] == [360, 360]
+        for term in terms:
+            factor = 1.0 if term in ("hard", "soft") else 3.0
+            torch.testing.assert_close(heavy[term], factor * light[term])
 
     def test_a_teacher_sees_the_same_wrong_labels(self, seen) -> None:
         train_student(

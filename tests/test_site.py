@@ -22,7 +22,7 @@ from programs import launch_chromium
 
 from kdcourse.best_practices import BEST_PRACTICES, borrowed, judge, speaks
 from kdcourse.claims import LEDGER
-from kdcourse.experiments import STUDIES
+from kdcourse.experiments import STUDIES, read_study
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "_build" / "html"
@@ -320,7 +320,7 @@ def test_choosers_choose_by_keyboard(opened: Opened) -> None:
 def test_verdicts_on_the_page_are_those_of_the_stored_studies(site: Path, browser: Browser) -> None:
     rows = json.loads((STUDIES / "best_practices.json").read_text(encoding="utf-8"))["rows"]
     own = pd.DataFrame(rows)
-    table = pd.concat([own, borrowed()])
+    table = pd.concat([own, read_study("best_practices_elsewhere").table, borrowed()])
     table = table[table["seed"].isin(own["seed"])]
     expected = {}
     for rule in BEST_PRACTICES:
