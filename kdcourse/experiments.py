@@ -510,14 +510,16 @@ def confirm(
     """Check configurations of a study that were run again on its seeds, seed by seed.
 
     On the machine of the study every run comes out the same. On another processor rounding differs,
-    and training lets that grow: by half a point to one a run in the course's networks.
+    and training lets that grow: by half a point to one a run in most of the course's networks, up
+    to what another seed would do where the learning rate is high. So a configuration may also move
+    by three standard errors of a difference between its own seeds.
 
     Args:
         stored: the study's table.
         again: some of its rows, run anew.
         value: the column to compare.
-        each: what a single run may differ by, in units of the column.
-        mean: what the mean of five runs or more may differ by.
+        each: what a single run may differ by at least, in units of the column.
+        mean: what the mean of five runs or more may differ by at least.
 
     Raises:
         ClaimError: names the configuration that differs, where `KDCOURSE_CLAIMS` is `stop`.
@@ -534,9 +536,14 @@ def confirm(
     lost = list(new.index.difference(old.index))
     require(not lost, f"again must hold runs of the study, these are not in it: {lost}")
     moved = new - old.loc[new.index]
+    spread = old.groupby("configuration").std().fillna(0)
     for name, differences in moved.groupby("configuration", sort=False):
         largest, average = differences.abs().max(), differences.mean()
-        fine = largest <= each and (len(differences) < FEWEST_SEEDS or abs(average) <= mean)
+        by_seed = 3 * math.sqrt(2) * spread[name]
+        fine = largest <= max(each, by_seed) and (
+            len(differences) < FEWEST_SEEDS
+            or abs(average) <= max(mean, by_seed / math.sqrt(len(differences)))
+        )
         runs = f"{len(differences)} runs" if len(differences) > 1 else "one run"
         words = "as stored" if fine else "NOT as stored"
         pronounce(

@@ -194,7 +194,7 @@ class TestStudy:
 
 
 class TestConfirm:
-    stored = pd.DataFrame({"configuration": "a", "seed": range(5), "y": [1.0, 2, 3, 4, 5]})
+    stored = pd.DataFrame({"configuration": "a", "seed": range(5), "y": [1.0, 1.1, 1.2, 1.3, 1.4]})
 
     @pytest.fixture(autouse=True)
     def stops(self, monkeypatch) -> None:
@@ -216,6 +216,15 @@ class TestConfirm:
         with pytest.raises(ClaimError, match=r"by \+0.0 on average, by 3.1 at most"):
             confirm(self.stored, self.moved([3.1, -3.1, 0, 0, 0]), "y")
         confirm(self.stored, self.moved([3.1, -3.1, 0, 0, 0]), "y", each=4.0)
+
+    def test_where_seeds_differ_more_a_run_may_too(self) -> None:
+        wide = self.stored.assign(y=[0.0, 2, 4, 6, 8])  # deviation 3.16: 13.4 a run, 6.0 their mean
+        confirm(wide, wide.assign(y=wide["y"] + [13.3, -13.3, 0, 0, 0]), "y")
+        confirm(wide, wide.assign(y=wide["y"] + 5.9), "y")
+        with pytest.raises(ClaimError, match=r"by 13\.5 at most"):
+            confirm(wide, wide.assign(y=wide["y"] + [13.5, -13.5, 0, 0, 0]), "y")
+        with pytest.raises(ClaimError, match=r"by \+6\.1 on average"):
+            confirm(wide, wide.assign(y=wide["y"] + 6.1), "y")
 
     def test_the_mean_of_a_few_runs_judges_nothing(self, capsys) -> None:
         confirm(self.stored, self.moved([2.9]), "y")
