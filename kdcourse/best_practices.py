@@ -505,6 +505,15 @@ def judge(rule: Rule, table: "pd.DataFrame") -> tuple[Verdict, list[Interval]]:
     return verdicts[frozenset(said)], effects
 
 
+def _there(*treatments: str, control: str = "labels") -> list[Contrast]:
+    """Students away from home: each treatment against the control, in all places."""
+    return [
+        Contrast(f"{one} against {control}, {place}", f"{one}, {place}", f"{control}, {place}")
+        for place in PLACES
+        for one in treatments
+    ]
+
+
 BEST_PRACTICES = (
     Rule(
         "Temperature",
@@ -668,10 +677,7 @@ BEST_PRACTICES = (
         (
             Contrast("hints against labels", "hints", "labels, 1,500"),
             Contrast("hints and soft against soft", "hints and soft", "soft, 1,500"),
-            *(
-                Contrast(f"hints against labels, {place}", f"hints, {place}", f"labels, {place}")
-                for place in PLACES
-            ),
+            *_there("hints"),
         ),
     ),
     Rule(
@@ -682,22 +688,8 @@ BEST_PRACTICES = (
             Contrast("attention against labels", "attention", "labels, 1,500"),
             Contrast("attention and soft against soft", "attention and soft", "soft, 1,500"),
             Contrast("attention and soft against attention", "attention and soft", "attention"),
-            *(
-                Contrast(
-                    f"attention against labels, {place}",
-                    f"attention, {place}",
-                    f"labels, {place}",
-                )
-                for place in PLACES
-            ),
-            *(
-                Contrast(
-                    f"attention and soft against soft, {place}",
-                    f"attention and soft, {place}",
-                    f"soft, {place}",
-                )
-                for place in PLACES
-            ),
+            *_there("attention"),
+            *_there("attention and soft", control="soft"),
         ),
     ),
     Rule(
@@ -708,11 +700,7 @@ BEST_PRACTICES = (
             Contrast("PKT against labels", "PKT", "labels, 1,500"),
             Contrast("RKD against labels", "RKD", "labels, 1,500"),
             Contrast("PKT and soft against soft", "PKT and soft", "soft, 1,500"),
-            *(
-                Contrast(f"{name} against labels, {place}", f"{name}, {place}", f"labels, {place}")
-                for place in PLACES
-                for name in ("PKT", "RKD")
-            ),
+            *_there("PKT", "RKD"),
         ),
     ),
     Rule(

@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 import nbformat
 import pandas as pd
+import yaml
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from papermill.iorw import load_notebook_node
@@ -31,16 +31,25 @@ from kdcourse.experiments import STUDIES
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE = ROOT / "_build" / "studies"
-TOC = (ROOT / "_toc.yml").read_text(encoding="utf-8")
-# In the book's order: a page reads studies of those before it, which are made again first.
-CHAPTERS = [ROOT / f"{name}.ipynb" for name in re.findall(r"(?:root|file): (book/\w+)$", TOC, re.M)]
-PAGES = [page for page in CHAPTERS if page.exists()]
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
 DASK = """\
 import joblib
 from dask.distributed import Client
 
 client = Client({address!r})
 joblib.parallel_config("dask")"""
+
+
+def pages_of(entry: dict) -> list[str]:
+    """The pages that a part of the table of contents names, in order."""
+    own = [entry[key] for key in ("root", "file") if key in entry]
+    inner = [child for key in ("parts", "chapters", "sections") for child in entry.get(key, [])]
+    return own + [page for child in inner for page in pages_of(child)]
+
+
+# In the book's order: a page reads studies of those before it, which are made again first.
+CHAPTERS = [ROOT / f"{name}.ipynb" for name in pages_of(TOC)]
+PAGES = [page for page in CHAPTERS if page.exists() and page.parent == ROOT / "book"]
 
 
 def with_studies(pages: Iterable[Path] = PAGES) -> list[Path]:

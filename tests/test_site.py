@@ -19,6 +19,7 @@ from axe_playwright_python.sync_playwright import Axe
 from ledger import built
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from programs import launch_chromium
+from studies import TOC, pages_of
 
 from kdcourse.best_practices import BEST_PRACTICES, borrowed, judge, speaks
 from kdcourse.claims import LEDGER
@@ -28,15 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "_build" / "html"
 PATIENCE = 120_000  # milliseconds until a page that does not come fails, on a busy machine too
 expect.set_options(timeout=PATIENCE)
-TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-
-
-def pages_of(entry: dict) -> list[str]:
-    """The pages that a part of the table of contents names, in order."""
-    own = [entry[key] for key in ("root", "file") if key in entry]
-    inner = [child for key in ("parts", "chapters", "sections") for child in entry.get(key, [])]
-    return own + [page for child in inner for page in pages_of(child)]
 
 
 PAGES = pages_of(TOC)
