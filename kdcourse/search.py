@@ -167,12 +167,50 @@ def finalists(
     return {name: settings for name, settings in configurations.items() if name in best}
 
 
+def steady(
+    table: "pd.DataFrame",
+    configurations: Mapping[str, Mapping[str, Any]],
+    least: float,
+    value: str = "validation",
+) -> dict[str, Mapping[str, Any]]:
+    """The combinations of each side at learning rates that work more often than not.
+
+    Where most weight decays fail at a rate, one that does not may be lucky in its seeds.
+
+    Args:
+        table: results of the configurations, one row a configuration and seed.
+        configurations: made by `recipes`, name → settings.
+        least: what has a lower mean has failed.
+        value: the column that decides, measured on validation data.
+
+    Example:
+        >>> import pandas as pd
+        >>> tried = grid({"labels": {}}, {"lr": [0.1, 0.2], "weight_decay": [0.0, 0.1, 0.3]})
+        >>> results = [60.0, 61.0, 62.0, 0.0, 70.0, 0.0]
+        >>> table = pd.DataFrame({"configuration": list(tried), "validation": results})
+        >>> [settings["lr"] for settings in steady(table, tried, least=10).values()]
+        [0.1, 0.1, 0.1]
+    """
+    means = table.groupby("configuration", sort=False)[value].mean()
+    failed: dict[tuple[str, float], list[bool]] = {}
+    at = {name: (name.partition(", lr ")[0], s["lr"]) for name, s in configurations.items()}
+    for name, place in at.items():
+        failed.setdefault(place, []).append(bool(means[name] < least))
+    return {
+        name: settings
+        for name, settings in configurations.items()
+        if 2 * sum(failed[at[name]]) <= len(failed[at[name]])
+    }
+
+
 def tune(
     name: str,
     function: Callable[..., Any],
     sides: Mapping[str, Mapping[str, Any]],
     *,
     rates: Sequence[float] = WIDER_RATES,
+    seeds: Sequence[int] = SEEDS[:3],
+    least: float | None = None,
     value: str = "validation",
     repeat: bool | str = False,
     jobs: int | None = None,
@@ -189,6 +227,9 @@ def tune(
         function: returns a row with the value, see `run`; gets `lr` and `weight_decay`.
         sides: name → its fixed settings.
         rates: the learning rates, in ascending order.
+        seeds: the first is that of all pairs, the others are those of the best.
+        least: what stays below it has failed, and a learning rate at which more than half of a
+            side's pairs failed is left out, see `steady`. None: all stay in.
         value: the column that decides, measured on validation data.
         repeat: see `study`.
         jobs: processes at a time.
@@ -207,7 +248,8 @@ def tune(
 
     points = recipes(sides, rates, WIDER_STEP)
     options: Any = {"repeat": repeat, "jobs": jobs}
-    first = study(f"{name}_recipes", function, points, SEEDS[:1], **options).table
-    best = finalists(first, points, value)
-    second = study(f"{name}_finalists", function, best, SEEDS[1:3], **options).table
+    first = study(f"{name}_recipes", function, points, seeds[:1], **options).table
+    sound = points if least is None else steady(first, points, least, value)
+    best = finalists(first, sound, value)
+    second = study(f"{name}_finalists", function, best, seeds[1:], **options).table
     return choose(pd.concat([first, second]), points, value)

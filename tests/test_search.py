@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from kdcourse.experiments import read_study
-from kdcourse.search import FINALISTS, SEEDS, choose, finalists, grid, recipes, tune
+from kdcourse.search import FINALISTS, SEEDS, choose, finalists, grid, recipes, steady, tune
 
 AXES = {"lr": [0.1, 0.2, 0.4], "weight": [1.0, 10.0, 100.0]}
 SIDES = {"labels, many": {"size": 9}, "soft": {}}
@@ -117,3 +117,24 @@ def test_tune_tries_all_on_one_seed_and_the_best_on_two_more(tmp_path, monkeypat
     assert trials == [dict.fromkeys(SIDES, 39), dict.fromkeys(SIDES, 2 * FINALISTS)]
     assert {*first["seed"]} == {SEEDS[0]}
     assert {*second["seed"]} == {*SEEDS[1:3]}
+
+
+def run_lucky(seed: int, lr: float = 0.0, weight_decay: float = 0.0) -> dict:
+    """Fails at 0.3 and above, but for one pair, which seems the best of all."""
+    if lr >= 0.3:
+        return {"validation": 90.0 if (lr, weight_decay) == (0.3, 0.1) else 0.0}
+    return {"validation": 50.0 - abs(lr - 0.03) - abs(weight_decay - 0.3)}
+
+
+@pytest.mark.parametrize("least, lr", [(None, 0.3), (1, 0.03)])
+def test_a_rate_at_which_most_pairs_fail_is_left_out(least, lr, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("KDCOURSE_STUDIES", str(tmp_path))
+    options = {"least": least, "seeds": SEEDS, "repeat": True, "jobs": 1}
+    assert tune("luck", run_lucky, {"labels": {}}, **options)["labels"]["lr"] == lr
+    assert {*read_study("luck_finalists").table["seed"]} == {*SEEDS[1:]}
+
+
+def test_a_rate_stays_in_where_half_of_the_pairs_work() -> None:
+    points = grid({"labels": {}}, {"lr": [0.1, 0.2], "weight_decay": [0.0, 0.1]})
+    table = pd.DataFrame({"configuration": list(points), "validation": [5.0, 0.0, 0.0, 0.0]})
+    assert [s["lr"] for s in steady(table, points, least=1).values()] == [0.1, 0.1]
