@@ -34,16 +34,24 @@ def built(folder: Path = EXECUTED) -> list[dict[str, Any]]:
 
 
 def merged(
-    claims: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]
+    claims: Iterable[dict[str, Any]], *others: Iterable[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Claims with the further sets of seeds that others know of the same sentence and bound."""
-    known: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for entry in others:
-        known.setdefault(_key(entry), []).append(entry["sets"])
+    """Claims with the further sets of seeds that other ledgers know of the same sentence and bound.
+
+    A sentence may stand several times on a page: its place in the order tells which is which.
+    """
+    known: list[dict[tuple[str, str, str], list[dict[str, Any]]]] = []
+    for other in others:
+        known.append({})
+        for entry in other:
+            known[-1].setdefault(_key(entry), []).append(entry["sets"])
     result = []
     for entry in claims:
-        same = known.get(_key(entry), [])
-        result.append({**entry, "sets": {**(same.pop(0) if same else {}), **entry["sets"]}})
+        sets: dict[str, Any] = {}
+        for sentences in known:
+            same = sentences.get(_key(entry), [])
+            sets |= same.pop(0) if same else {}
+        result.append({**entry, "sets": {**sets, **entry["sets"]}})
     return result
 
 
@@ -63,9 +71,8 @@ def write(claims: list[dict[str, Any]], path: Path = LEDGER) -> None:
 
 def main() -> int:
     """Write the ledger anew from the built book and the files that are named."""
-    others = [LEDGER, *map(Path, sys.argv[1:])]
-    known = [e for path in others if path.exists() for e in json.loads(path.read_text("utf-8"))]
-    claims = merged(built(), known)
+    others = [path for path in (LEDGER, *map(Path, sys.argv[1:])) if path.exists()]
+    claims = merged(built(), *(json.loads(path.read_text("utf-8")) for path in others))
     write(claims)
     sets = sorted({first for entry in claims for first in entry["sets"]}, key=int)
     print(f"{len(claims)} claims, on the seeds from {', '.join(sets)}")

@@ -56,6 +56,13 @@ def test_a_sentence_that_stands_twice_keeps_its_order(tmp_path: Path) -> None:
     assert [e["sets"]["200"]["mean"] for e in merged([claim, claim], twice)] == [1.0, 2.0]
 
 
+def test_several_ledgers_each_add_their_sets(tmp_path: Path) -> None:
+    (claim,) = built(book(tmp_path))
+    others = [[{**claim, "sets": {first: {"mean": 1.0}}}] for first in ("0", "200", "400")]
+    assert [*merged([claim], *others)[0]["sets"]] == ["0", "200", "400"]
+    assert merged([claim], *others)[0]["sets"]["0"] == claim["sets"]["0"]
+
+
 def test_numbers_are_rounded(tmp_path: Path) -> None:
     write(built(book(tmp_path)), tmp_path / "ledger.json")
     (entry,) = json.loads((tmp_path / "ledger.json").read_text())
